@@ -1,0 +1,52 @@
+#include "core/ondisk/bitmap.h"
+
+#define WORD_ENTRIES 32u
+
+static uint32_t
+round_down_entry(uint32_t e)
+{
+    return e - e % WORD_ENTRIES;
+}
+
+/* One bit (the lower of each pair) for every entry of the word that is not 0. */
+static uint64_t
+used_bits(const void *block, uint32_t word)
+{
+    uint64_t w =
+        load_le64((const uint8_t *)block + BITMAP_HEADER_BYTES + 8 * (size_t)word);
+
+    return (w | w >> 1) & 0x5555555555555555u;
+}
+
+uint32_t
+bitmap_find_free(const void *block, uint32_t begin, uint32_t end)
+{
+    uint32_t e = begin;
+
+    while (e < end) {
+        uint64_t used = used_bits(block, e / WORD_ENTRIES);
+        uint64_t before = (1ull << (2 * (e % WORD_ENTRIES))) - 1;
+        uint64_t free_bits = ~used & 0x5555555555555555u & ~before;
+
+        if (free_bits) {
+            e = round_down_entry(e) + (uint32_t)__builtin_ctzll(free_bits) / 2;
+            return e < end ? e : end;
+        }
+        e = round_down_entry(e) + WORD_ENTRIES;
+    }
+    return end;
+}
+
+uint32_t
+bitmap_count_free(const void *block, uint32_t end)
+{
+    uint32_t used = 0;
+    uint32_t whole = end / WORD_ENTRIES;
+
+    for (uint32_t w = 0; w < whole; w++)
+        used += (uint32_t)__builtin_popcountll(used_bits(block, w));
+    if (end % WORD_ENTRIES)
+        used += (uint32_t)__builtin_popcountll(
+            used_bits(block, whole) & ((1ull << (2 * (end % WORD_ENTRIES))) - 1));
+    return end - used;
+}

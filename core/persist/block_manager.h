@@ -1,0 +1,170 @@
+/*
+ * The cache of metadata blocks: frames of 4 KiB, read once, checked once, locked for
+ * reading or writing, written only by a transaction.
+ *
+ * One thread. Calls never wait for the device: a lock on a block that is not cached
+ * returns -THIN_E_WOULD_BLOCK, notes the block's number (bm_missing), and has changed
+ * nothing; bm_fetch reads it. With `waiting` (tools, tests) the lock reads by itself.
+ *
+ * Locks find our own mistakes: taking a block that is locked already (read-write,
+ * write-read, write-write; any number of readers is fine, but a reader of the same
+ * operation that locks again for writing is not) is -THIN_E_RECURSIVE_LOCK, in every
+ * build, naming both places. There is nobody to wait for.
+ *
+ *      absent --bm_fetch--> loading --> unchecked --first lock--> clean
+ *      bm_new (zeroed) --> dirty(open) --bm_cut--> writing --written--> clean
+ *
+ * A frame that is `writing` is never changed again: a later transaction shadows it.
+ */
+#ifndef THIN_CORE_PERSIST_BLOCK_MANAGER_H
+#define THIN_CORE_PERSIST_BLOCK_MANAGER_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "core/base/error.h"
+#include "core/device/device.h"
+#include "core/ondisk/block.h"
+
+#define BM_FRAMES_MIN  40u /* fewer cannot hold one operation beside its commit */
+#define BM_MISSING_MAX 8u  /* block numbers remembered by one failed pass */
+
+struct block_manager;
+struct bm_block; /* a locked block */
+
+struct bm_params {
+    struct device *dev; /* borrowed while the manager lives */
+    uint32_t nr_frames; /* cache size, in blocks */
+    bool waiting;       /* read inside the lock calls: tools and tests only */
+};
+
+struct bm_stats {
+    uint64_t hits, misses, reads, writes, write_ios;
+    uint32_t frames, frames_dirty, frames_writing;
+    uint32_t locks_held, locks_high_water;
+};
+
+int bm_create(const struct bm_params *params, struct block_manager **ret_bm);
+/* No lock held, no I/O in flight. NULL is fine. */
+void bm_destroy(struct block_manager *bm);
+
+mblock_t bm_nr_blocks(const struct block_manager *bm); /* of the device, now */
+void bm_get_stats(const struct block_manager *bm, struct bm_stats *ret_stats);
+/* Starts a new count of bm_stats.locks_high_water. */
+void bm_reset_high_water(struct block_manager *bm);
+
+/*
+ * Called once for each block when it comes from the device, after checksum and own
+ * number were found good: judges the contents. `arg` is value_size for nodes.
+ */
+struct bm_validator {
+    enum block_kind kind;
+    int (*judge)(const void *block, mblock_t location, uint32_t arg,
+                 struct thin_error *err);
+    uint32_t arg;
+};
+
+/* Names the caller in -THIN_E_RECURSIVE_LOCK. */
+#define BM_HERE_(f, l)  f ":" #l
+#define BM_HERE_2(f, l) BM_HERE_(f, l)
+#define BM_HERE         BM_HERE_2(__FILE__, __LINE__)
+
+/*
+ * Locks. `v` says what the block must be. 0; -THIN_E_WOULD_BLOCK; -THIN_E_RANGE;
+ * -THIN_E_CHECKSUM / -THIN_E_BAD_BLOCK (the frame is dropped, the next try reads
+ * again); -THIN_E_RECURSIVE_LOCK; -THIN_E_CACHE_FULL (nothing clean to give way);
+ * with `waiting` also the device's errors.
+ */
+int bm_read_lock_at(struct block_manager *bm, mblock_t b, const struct bm_validator *v,
+                    struct bm_block **ret_block, const char *where,
+                    struct thin_error *err);
+int bm_write_lock_at(struct block_manager *bm, mblock_t b, const struct bm_validator *v,
+                     struct bm_block **ret_block, const char *where,
+                     struct thin_error *err);
+/* A zeroed frame for a block that nobody reads from the device; write-locked, dirty. */
+int bm_new_lock_at(struct block_manager *bm, mblock_t b, const struct bm_validator *v,
+                   struct bm_block **ret_block, const char *where,
+                   struct thin_error *err);
+#define bm_read_lock(bm, b, v, ret, err)  bm_read_lock_at(bm, b, v, ret, BM_HERE, err)
+#define bm_write_lock(bm, b, v, ret, err) bm_write_lock_at(bm, b, v, ret, BM_HERE, err)
+#define bm_new_lock(bm, b, v, ret, err)   bm_new_lock_at(bm, b, v, ret, BM_HERE, err)
+void bm_unlock(struct bm_block *block);
+
+const void *bm_data(const struct bm_block *block);
+void *bm_data_rw(struct bm_block *block); /* asserts the write lock */
+mblock_t bm_location(const struct bm_block *block);
+
+static inline void
+block_lock_cleanup(struct bm_block **block)
+{
+    if (*block)
+        bm_unlock(*block);
+}
+#define BLOCK_LOCK __attribute__((cleanup(block_lock_cleanup)))
+
+/* ---- reading what was missing ---------------------------------------------------- */
+
+/* Blocks that lock calls missed since the last bm_clear_missing; at most BM_MISSING_MAX. */
+unsigned bm_missing(const struct block_manager *bm, mblock_t *ret_blocks);
+void bm_clear_missing(struct block_manager *bm);
+
+/*
+ * Reads what is missing and keeps it pinned for the operation that asked.
+ * Embed one in each operation that may run again.
+ */
+struct bm_fetch {
+    void (*done)(struct bm_fetch *fetch,
+                 int result); /* on the loop, once, never inside bm_fetch_start */
+    struct block_manager *bm;
+    mblock_t wanted[BM_MISSING_MAX];
+    unsigned nr_wanted, nr_left;
+    int result;
+    struct bm_frame *pinned[32]; /* kept over the passes of one operation */
+    unsigned nr_pinned;
+    struct thin_task task;
+};
+void bm_fetch_init(struct bm_fetch *fetch, struct block_manager *bm,
+                   void (*done)(struct bm_fetch *fetch, int result));
+/* Starts reading all of bm_missing (joined with another's reads of the same blocks). */
+void bm_fetch_start(struct bm_fetch *fetch);
+/* Lets the pins go: when the operation has ended, however it ended. */
+void bm_fetch_fini(struct bm_fetch *fetch);
+
+/* ---- transactions ------------------------------------------------------------------ */
+
+uint32_t bm_nr_dirty(const struct block_manager *bm);
+
+/* Forgets a frame whose block was freed in the transaction that made it: not written. */
+void bm_forget(struct block_manager *bm, mblock_t b);
+
+/*
+ * The cut: all dirty frames become `writing`, sealed with number and checksum.
+ * Asserts that no lock is held and that nothing is being written. Returns their number.
+ */
+uint32_t bm_cut(struct block_manager *bm);
+
+/*
+ * Writes the cut's frames in block order, neighbours joined, a bounded number in
+ * flight. Frames are clean after success; after failure they stay `writing` and the
+ * only way on is bm_reset. No flush. `done` on the loop, once.
+ */
+void bm_write_cut(struct block_manager *bm, void (*done)(void *arg, int result),
+                  void *arg);
+
+/*
+ * Seals `superblock` (4096 bytes, borrowed until done) for block 0 and writes it with
+ * DEVICE_FUA. The caller has flushed the device before.
+ */
+void bm_write_superblock(struct block_manager *bm, void *superblock,
+                         void (*done)(void *arg, int result), void *arg);
+
+/* Flushes the metadata device. */
+void bm_flush(struct block_manager *bm, void (*done)(void *arg, int result), void *arg);
+
+/*
+ * Roll-back: every frame is dropped; reads in flight end with -THIN_E_CANCELLED.
+ * Asserts that no lock is held and no write is in flight.
+ */
+void bm_reset(struct block_manager *bm);
+
+#endif
