@@ -98,8 +98,8 @@ struct device_ops {
     const char *kind; /* "file", "memory", "fault", "log", "nbd" */
     void (*submit)(struct device *dev, struct device_io *io);
     /*
-     * Submitted requests are completed first (drained). `closed` on the loop, once;
-     * the device is freed by then.
+     * Called by device_close on the loop when nothing is in flight any more: frees the
+     * device, then calls `closed`, once, at once or later.
      */
     void (*close)(struct device *dev, void (*closed)(void *arg), void *arg);
 };
@@ -117,16 +117,31 @@ struct device {
     /* Told when the backend's size changed under us; may be NULL. On the loop. */
     void (*resized)(struct device *dev, uint64_t new_size, void *arg);
     void *resized_arg;
+
+    /* device.c's own: what has ended and is told at the next turn; closing. */
+    struct device_io_list finished;
+    struct thin_task finish_task;
+    void (*closed)(void *arg);
+    void *closed_arg;
+    bool closing;
+    bool winding_up; /* ops->close has been called */
+    bool delivering;
 };
 
 /*
  * Hands the request in; `done` follows, also for a refused one (-THIN_E_RANGE,
- * -THIN_E_READ_ONLY, -THIN_E_INVALID for a broken shape, -THIN_E_LOST).
+ * -THIN_E_READ_ONLY, -THIN_E_INVALID for a broken shape, which a length of 0 is too,
+ * -THIN_E_LOST, -THIN_E_SHUTDOWN after device_close).
+ *
+ * GROW to the present size or below what the backend has by now only takes notice of
+ * the backend's size; a block device grows in no other way.
  */
 void device_submit(struct device *dev, struct device_io *io);
 
-/* Ends the device after its requests. NULL is fine: `closed` is then still deferred
-   by nobody, so do not wait for it. */
+/*
+ * Ends the device after its requests; `closed` (may be NULL) follows on the loop, when
+ * the device is freed, never inside this call. NULL is fine: nothing is then called.
+ */
 void device_close(struct device *dev, void (*closed)(void *arg), void *arg);
 
 /*
@@ -137,6 +152,8 @@ int device_wait(struct device *dev, struct device_io *io);
 int device_read_wait(struct device *dev, uint64_t offset, void *buf, uint64_t len_bytes);
 int device_write_wait(struct device *dev, uint64_t offset, const void *buf,
                       uint64_t len_bytes, unsigned flags);
+int device_zero_wait(struct device *dev, uint64_t offset, uint64_t len_bytes,
+                     unsigned flags);
 int device_flush_wait(struct device *dev);
 int device_grow_wait(struct device *dev, uint64_t new_size);
 void device_close_wait(struct device *dev);
@@ -172,7 +189,7 @@ int device_file_open(struct thin_loop *loop, const struct device_file_params *pa
 
 /*
  * RAM. Unwritten parts are holes; DISCARD makes holes. `size` in bytes. -ENOMEM.
- * device_mem_bytes gives the store itself, for tests: 4 KiB pages, NULL for a hole.
+ * device_mem_page gives the store itself, for tests: 4 KiB pages, NULL for a hole.
  */
 int device_mem_open(struct thin_loop *loop, uint64_t size, struct device **ret_dev);
 const void *device_mem_page(struct device *dev, uint64_t page_index);
