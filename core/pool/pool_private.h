@@ -1,6 +1,9 @@
 /*
  * What the files of core/pool share: the pool's own struct, the runner of metadata
- * operations, and how to wait for a commit. Not for other rooms.
+ * operations, how to wait for a commit, and an open volume's state. Not for other rooms.
+ *
+ * All of it is on the pool's home loop. "Callbacks" follow the rule of pool.h: once, and
+ * never from inside the call that registered them, unless a comment says otherwise.
  */
 #ifndef THIN_CORE_POOL_POOL_PRIVATE_H
 #define THIN_CORE_POOL_POOL_PRIVATE_H
@@ -8,6 +11,17 @@
 #include "core/base/random.h"
 #include "core/metadata/metadata.h"
 #include "core/pool/pool.h"
+
+struct catalogue;
+struct admin;
+struct mapcache;
+struct space;
+struct volume_core;
+struct volume_frag;
+
+/* ---- metadata operations (metaop.c) ------------------------------------------------------ */
+
+#define METAOP_COMMITS_MAX 4u /* commits that an operation waits for before it gives up */
 
 /*
  * One metadata operation, whole or not at all (metaop.c). `run` makes its changes
@@ -22,6 +36,8 @@
  *        ─ 0 ─► admitted and kept, done(0) at once, on the same turn: nothing runs between
  *
  * Operations are tried in the order of arrival; one that waits does not hold up others.
+ * A changing operation is refused (-THIN_E_READ_ONLY ...) when the pool's mode forbids
+ * it; with a roll-back meanwhile it ends with -THIN_E_ROLLED_BACK.
  */
 struct metaop {
     int (*run)(struct metaop *op, struct thin_error *err);
@@ -33,13 +49,15 @@ struct metaop {
     /* The runner's. */
     struct pool *pool;
     struct bm_fetch fetch;
-    struct thin_task task;
+    struct thin_error *late; /* unused by callers */
     unsigned state;
     uint64_t epoch;
+    uint64_t wait_txn;
     unsigned
         commits_waited; /* gives up with NO_METADATA_SPACE / NO_DATA_SPACE after some */
     TAILQ_ENTRY(metaop) link;
 };
+TAILQ_HEAD(metaop_list, metaop);
 
 /*
  * Starts the operation. It may run at once, but `done` is only called from inside this
@@ -47,22 +65,298 @@ struct metaop {
  */
 void metaop_start(struct pool *pool, struct metaop *op, bool may_finish_now);
 
+/* ---- commits and flushes (commit.c) -------------------------------------------------------- */
+
 /*
- * Waiting for durability (commit.c): `done` when the transaction `txn` is durable and,
- * if `flush_data`, a data flush submitted after this call has succeeded. Starts a commit
- * if it must. Many waiters share one commit and one flush. With a roll-back between:
- * -THIN_E_ROLLED_BACK.
+ * Waiting for durability: `done` when the transaction `txn` is durable and, if
+ * `flush_data`, a data flush has succeeded that covers every data write completed before
+ * this call. Starts a commit if it must. Many waiters share one commit and one flush.
+ * With a roll-back between: -THIN_E_ROLLED_BACK. `done` is never called from inside.
  */
 struct commit_wait {
     void (*done)(struct commit_wait *wait, int result);
     uint64_t txn; /* 0: only the data flush */
     bool flush_data;
     /* The committer's. */
-    uint64_t flush_seq;
+    uint64_t write_seq; /* the data writes that the flush must cover */
     TAILQ_ENTRY(commit_wait) link;
 };
+TAILQ_HEAD(commit_wait_list, commit_wait);
+
 void commit_join(struct pool *pool, struct commit_wait *wait);
-/* A change was made in the open transaction: arms the interval, heeds the bounds. */
+/* As commit_join with flush_data, for writes up to `write_seq` only. */
+void commit_join_seq(struct pool *pool, struct commit_wait *wait, uint64_t write_seq);
+/* A change was made in the open transaction: arms the interval, heeds the bounds. The
+   runner calls it after each changing operation. */
 void commit_note_change(struct pool *pool);
+/* A transaction that is not durable yet and holds all changes made so far; 0: all is
+   durable. What commit_join takes. */
+uint64_t commit_last_txn(const struct pool *pool);
+
+/*
+ * Every write, write-zeroes and discard to the data device is framed by these two, also
+ * the catalogue's: they tell the next flush what it covers, and a roll-back and the
+ * close what to wait for. `end` belongs into the completion, before anything else.
+ */
+void pool_data_begin(struct pool *pool);
+void pool_data_end(struct pool *pool, bool wrote, uint64_t bytes);
+
+enum commit_state {
+    COMMIT_IDLE,
+    COMMIT_PREFLUSH,   /* a data flush so that the one that counts is short */
+    COMMIT_MERGING,    /* merge steps, then the cut */
+    COMMIT_WRITING,    /* the cut's blocks, and the data flush beside them */
+    COMMIT_FLUSHING,   /* the metadata device */
+    COMMIT_SUPERBLOCK, /* the one write that counts */
+};
+
+struct committer {
+    enum commit_state state;
+    bool wanted;         /* another commit as soon as this one ends */
+    bool fetching;       /* the merge waits for a block */
+    bool blocks_written; /* of COMMIT_WRITING's two halves */
+    uint64_t cut_txn;    /* the one being written; 0: none */
+    uint64_t cut_seq;    /* data writes that it stands on */
+    uint64_t durable_txn;
+    void *superblock;
+    struct bm_fetch fetch;
+    struct commit_wait_list waits;
+    struct thin_task start_task, wake_task;
+    struct thin_timer interval;
+    uint64_t nr_commits;
+    unsigned md_io; /* callbacks of the block manager to come */
+    struct thin_log_limit *unused;
+
+    /* The data flush: one in flight, the rest wait for the next. */
+    struct device_io flush_io;
+    bool flushing;
+    bool flush_wanted;
+    uint64_t write_seq;       /* data writes completed */
+    uint64_t bytes_unflushed; /* about */
+    uint64_t flush_seq;       /* write_seq when the running flush was submitted */
+    uint64_t flushed_seq;     /* writes covered by the last success */
+};
+
+/* ---- volumes (volume.c) ----------------------------------------------------------------------- */
+
+struct map_page;
+struct space_window;
+TAILQ_HEAD(volume_frag_list, volume_frag);
+TAILQ_HEAD(volume_io_list, volume_io);
+
+/* Waits until the writes in place that are in flight now have ended. Embed. */
+struct quiesce {
+    void (*done)(struct quiesce *q); /* never from inside volume_core_quiesce */
+    TAILQ_ENTRY(quiesce) link;
+};
+TAILQ_HEAD(quiesce_list, quiesce);
+
+/*
+ * A thin device that has open handles: one for each dev_id, shared by the handles.
+ */
+struct volume_core {
+    struct pool *pool;
+    uint32_t dev_id;
+    char name[THIN_NAME_MAX + 1];
+    uint64_t size;             /* bytes */
+    uint32_t snapshotted_time; /* a mapping older than this is shared */
+    bool read_only;            /* the record's flag */
+
+    TAILQ_HEAD(, volume) handles;
+    unsigned nr_handles;
+
+    uint64_t changed_txn; /* last transaction that changed its mappings */
+    uint64_t write_seq;   /* committer.write_seq after its last data write */
+
+    /* Writes in place in flight, in two phases for volume_core_quiesce. */
+    unsigned phase;
+    unsigned writes_in_place[2];
+    struct quiesce_list quiescing;    /* wait for the phase that is not the present one */
+    struct quiesce_list quiesce_next; /* wait for their turn */
+    struct quiesce_list quiesced;     /* to be told */
+    struct thin_task quiesce_task;
+
+    unsigned nr_rmw; /* part-sector writes at work: overwrites look at the cells */
+    struct map_page *map_hot;           /* the page found last */
+    TAILQ_HEAD(, space_window) windows; /* most recently used first */
+    unsigned nr_windows;
+
+    TAILQ_ENTRY(volume_core) link;
+};
+TAILQ_HEAD(volume_core_list, volume_core);
+
+struct volume {
+    struct volume_core *core; /* NULL once the pool was closed by force */
+    struct pool *pool;        /* likewise */
+    struct thin_loop *loop;
+    bool read_only;
+    int fenced; /* 0, or what every request is answered with */
+    uint32_t block_size;
+    uint64_t size_at_close;
+    char name[THIN_NAME_MAX + 1];
+    unsigned in_flight;
+    void (*notify)(void *arg);
+    void *notify_arg;
+    struct thin_task notify_task;
+    struct volume_io_list finished; /* answered without a device: told by done_task */
+    struct thin_task done_task;
+    TAILQ_ENTRY(volume) link;
+};
+
+/* The open core of a device or volume, or NULL. */
+struct volume_core *volume_core_find(struct pool *pool, uint32_t dev_id);
+/* After a snapshot of `core` was taken, in the same turn (metaop.done): later writes find
+   their blocks shared. `time` is the details' snapshotted_time. */
+void volume_core_set_time(struct volume_core *core, uint32_t time);
+void volume_core_quiesce(struct volume_core *core, struct quiesce *q);
+/* The record changed: tells the handles. */
+void volume_core_set_size(struct volume_core *core, uint64_t size);
+void volume_core_set_name(struct volume_core *core, const char *name);
+/* Requests of every handle are answered with `code` from now on. */
+void volume_core_fence(struct volume_core *core, int code);
+/* What the volume changed must be waited for in `txn`. */
+void volume_core_changed(struct volume_core *core, uint64_t txn);
+
+/*
+ * Unmaps [begin, end) of a device in bounded steps, whether open or not, with the cells
+ * and the mapping cache of an open one heeded. One at a time for each struct.
+ */
+struct unmap {
+    void (*done)(struct unmap *u, int result, const struct thin_error *err);
+    uint32_t dev_id;
+    vblock_t begin, end;
+    /* unmap's */
+    struct pool *pool;
+    vblock_t step_begin, step_end, ret_end;
+    uint64_t unmapped;
+    uint64_t txn; /* last transaction that it changed; 0: none */
+    struct metaop op;
+    struct thin_task task;
+    TAILQ_ENTRY(unmap) link;
+    bool has_range, waiting;
+};
+void unmap_start(struct pool *pool, struct unmap *u);
+
+/* ---- space (space.c) ------------------------------------------------------------------------- */
+
+/*
+ * A run of free data blocks, at most `wanted` long, that no write in flight and no
+ * window has claimed; for an operation that takes and maps it at once (metadata_take_data
+ * and metadata_insert in the same run). *ret_len 0: none. May be -THIN_E_WOULD_BLOCK.
+ */
+int space_find(struct pool *pool, uint64_t wanted, dblock_t *ret_begin, uint64_t *ret_len,
+               struct thin_error *err);
+/* The pool has more room (grown, freed): queued writes go on. */
+void space_resume(struct pool *pool);
+/* After the data space map or the device grew: takes over the new number of blocks. */
+void space_grown(struct pool *pool);
+
+/* ---- the pool ------------------------------------------------------------------------------- */
+
+#define POOL_FRAGS_MAX  1024u           /* fragments at work in one pool */
+#define POOL_COPIES_MAX 16u             /* blocks being copied at once */
+#define POOL_COPY_PIECE (1u << 20)      /* bytes of one copy buffer */
+#define POOL_STEP_NS    (200 * 1000ull) /* what one step on the home loop may take */
+
+struct pool {
+    struct thin_loop *loop;
+    char name[THIN_NAME_MAX + 1];
+    struct device *data, *metadata_dev;
+    struct metadata *md; /* the same object over roll-backs */
+    struct block_manager *bm;
+    struct pool_config config;
+    struct thin_random rng;
+    uint64_t wall_clock_s, opened_ns; /* see pool_wall_clock */
+    uint8_t owner_host[16], owner_boot[16];
+    void (*event)(void *arg, struct pool *pool, const char *event, const char *words);
+    void *event_arg;
+    const struct pool_params *params; /* only while opening */
+
+    uint32_t block_size;  /* bytes */
+    unsigned block_shift; /* 0: the block size is no power of two */
+    uint64_t nr_data_blocks;
+
+    enum pool_mode mode;
+    char why[THIN_ERROR_TEXT_MAX], what_to_do[THIN_ERROR_TEXT_MAX];
+    bool opened;
+    bool closing;      /* nothing new is begun */
+    bool rolling_back; /* waits for I/O of the old epoch, then loads again */
+    uint64_t epoch;    /* of the metadata object: +1 at each roll-back */
+
+    struct catalogue *catalogue;
+    struct admin *admin;
+    struct mapcache *mapcache;
+    struct space *space;
+    struct committer commit;
+    struct volume_core_list cores;
+
+    struct metaop_list ops_commit; /* wait for a commit */
+    struct metaop_list ops_fetch;  /* wait for a block */
+    struct metaop_list ops_late;   /* finished, to be told by ops_task */
+    struct thin_task ops_task;
+
+    uint64_t data_in_flight; /* requests at the data device, see pool_data_begin */
+
+    uint64_t longest_step_ns;
+    char longest_step[64];
+    struct pool_internals *in; /* the data path's own (io_private.h) */
+};
+
+/* Unix time, now. */
+uint64_t pool_wall_clock(const struct pool *pool);
+/* A step that began at `began_ns` (loop time) has ended. */
+void pool_step(struct pool *pool, const char *name, uint64_t began_ns);
+void pool_tell(struct pool *pool, const char *event, const char *words);
+
+/* mode.c: 0, or why the pool may not change anything now (READ_ONLY, FAILED, SHUTDOWN). */
+int pool_may_change(const struct pool *pool, struct thin_error *err);
+void pool_set_mode(struct pool *pool, enum pool_mode mode, const char *what_to_do,
+                   const char *why_fmt, ...) PRINTF_LIKE(4, 5);
+
+/* rollback.c: what is not durable cannot be made so. */
+void pool_roll_back(struct pool *pool, int code, const char *why);
+
+/* ---- the catalogue's and the administrator's side, called by pool.c and others ------------- */
+
+/*
+ * Called once the metadata stands in memory (loaded, or just formatted and not yet
+ * committed: `params->format`). Metadata operations may be used. pool->params is valid
+ * until `done`. With format it makes the first records; the pool commits after `done`.
+ * On failure catalogue_close follows.
+ */
+void catalogue_open(struct pool *pool, void (*done)(struct pool *pool, int result,
+                                                    const struct thin_error *err));
+/* After a roll-back, when metadata was loaded again: forgets what it knows, reads again.
+   `incarnation` has changed: the loss is counted, to be written with the next change. */
+void catalogue_reload(struct pool *pool, void (*done)(struct pool *pool, int result,
+                                                      const struct thin_error *err));
+/* At each cut: the trailer's stamp and checksum (metadata_cut's finish_trailer). */
+void catalogue_finish_trailer(void *pool, uint8_t *superblock);
+void catalogue_close(struct pool *pool); /* frees; also half opened, also NULL */
+
+/* What an open of a volume needs to know. */
+struct catalogue_volume {
+    uint32_t dev_id;
+    uint64_t size;
+    bool read_only;
+    char name[THIN_NAME_MAX + 1];
+};
+/* False: no such volume, or it is being deleted. */
+bool catalogue_find(struct pool *pool, const char *name, struct catalogue_volume *ret);
+uint64_t catalogue_incarnation(const struct pool *pool);
+void catalogue_count(const struct pool *pool, uint64_t *ret_nr_volumes,
+                     uint64_t *ret_virtual_bytes);
+/* The id of the hidden device; UINT32_MAX: none. */
+uint32_t catalogue_dev_id(const struct pool *pool);
+
+/* Called once, after catalogue_open succeeded: resumes deletes. 0 or -ENOMEM. */
+int admin_open(struct pool *pool);
+/* The pool closes: queued changes fail with -THIN_E_SHUTDOWN, the running one and
+   background steps come to their end; then `done`, maybe at once. */
+void admin_stop(struct pool *pool, void (*done)(struct pool *pool));
+/* A roll-back begins: what runs ends with -THIN_E_ROLLED_BACK (its metaops and commit
+   waits do so by themselves); background work is forgotten, and begins anew with... */
+void admin_rolled_back(struct pool *pool);
+void admin_close(struct pool *pool); /* frees; NULL is fine */
 
 #endif
