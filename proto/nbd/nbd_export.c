@@ -204,6 +204,17 @@ block_sizes(const struct nbd_conn *conn, const struct nbd_export *e)
     return b;
 }
 
+/* A read-only export offers no change, and fast zeroes need zeroes. */
+static unsigned
+sound_flags(unsigned flags)
+{
+    if (flags & NBD_EXPORT_READ_ONLY)
+        flags &= ~(NBD_EXPORT_TRIM | NBD_EXPORT_ZEROES);
+    if (!(flags & NBD_EXPORT_ZEROES))
+        flags &= ~NBD_EXPORT_FAST_ZERO;
+    return flags;
+}
+
 static uint16_t
 transmission_flags(const struct nbd_conn *conn, unsigned flags)
 {
@@ -293,7 +304,7 @@ begin_transmission(struct nbd_conn *conn, const struct nbd_export *e,
                    const struct block_sizes *b)
 {
     conn->size = e->size;
-    conn->export_flags = e->flags;
+    conn->export_flags = sound_flags(e->flags);
     conn->max_payload = b->max;
     conn->min_block = conn->hs->info_asked & 1u << NBD_INFO_BLOCK_SIZE ? b->min : 1;
     conn->nr_contexts = conn->hs->wish.nr_contexts;
@@ -308,7 +319,7 @@ opened(struct nbd_conn *conn, const struct nbd_export *e)
 {
     const bool info = conn->hs->wish.info;
     const struct block_sizes b = block_sizes(conn, e);
-    const uint16_t flags = transmission_flags(conn, e->flags);
+    const uint16_t flags = transmission_flags(conn, sound_flags(e->flags));
 
     if (!info) {
         conn->export_open = true;

@@ -123,14 +123,14 @@ nbd_conn_output(struct nbd_conn *conn, struct iovec *iov, unsigned max)
     struct nbd_out_block *b;
     struct nbd_slot *slot;
 
-    TAILQ_FOREACH (b, &conn->out, link) {
+    TAILQ_FOREACH(b, &conn->out, link) {
         if (g.n == max)
             return g.n;
         g.skip = b->sent;
         gather_add(&g, b->bytes, b->len);
     }
     g.skip = conn->reply_sent;
-    STAILQ_FOREACH (slot, &conn->replies, link) {
+    STAILQ_FOREACH(slot, &conn->replies, link) {
         if (g.n == max)
             break;
         gather_reply(&g, slot);

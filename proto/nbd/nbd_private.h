@@ -4,6 +4,7 @@
 
 #include <sys/queue.h>
 
+#include <errno.h>
 #include "core/base/assert.h"
 #include "proto/nbd/nbd_server.h"
 #include "proto/nbd/nbd_wire.h"
@@ -83,9 +84,9 @@ TAILQ_HEAD(nbd_out_list, nbd_out_block);
 enum nbd_in_state {
     NBD_IN_CLIENT_FLAGS,
     NBD_IN_OPTION_HEAD,
-    NBD_IN_OPTION_DATA,  /* kept, to be parsed when complete */
-    NBD_IN_OPTION_SKIP,  /* thrown away, but the option is answered at its end */
-    NBD_IN_WAIT_ANSWER,  /* of the owner: open, list, contexts */
+    NBD_IN_OPTION_DATA, /* kept, to be parsed when complete */
+    NBD_IN_OPTION_SKIP, /* thrown away, but the option is answered at its end */
+    NBD_IN_WAIT_ANSWER, /* of the owner: open, list, contexts */
     NBD_IN_REQUEST_HEAD,
     NBD_IN_WAIT_BUFFER,
     NBD_IN_PAYLOAD,
@@ -171,7 +172,8 @@ bool nbd_out_put(struct nbd_conn *conn, const void *bytes, size_t len);
 void nbd_out_drop(struct nbd_conn *conn);
 
 /* nbd_handshake.c */
-bool nbd_option_reply(struct nbd_conn *conn, uint32_t type, const void *bytes, size_t len);
+bool nbd_option_reply(struct nbd_conn *conn, uint32_t type, const void *bytes,
+                      size_t len);
 void nbd_option_error(struct nbd_conn *conn, uint32_t type, const char *text);
 void nbd_option_next(struct nbd_conn *conn);
 void nbd_option_head(struct nbd_conn *conn);
