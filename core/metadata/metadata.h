@@ -48,8 +48,11 @@ struct transaction_manager *metadata_tm(struct metadata *md);
 
 /*
  * Makes fresh metadata in the open transaction (nothing is written: a commit follows):
- * empty trees, a data space map of `nr_data_blocks`. -THIN_E_INVALID for a block size
- * or a size that the format cannot hold; -THIN_E_NO_METADATA_SPACE.
+ * empty trees, a data space map of `nr_data_blocks`, or of as many as one transaction
+ * and the cache can hold: metadata_data_space tells; the rest is metadata_grow_data's,
+ * after the commit. Right after metadata_create or metadata_reset; its operations are
+ * its own. On failure the object is as after metadata_reset. -THIN_E_INVALID for a block
+ * size or a size that the format cannot hold; -THIN_E_NO_METADATA_SPACE.
  */
 int metadata_format(struct metadata *md, uint32_t data_block_sectors,
                     uint64_t nr_data_blocks, struct thin_error *err);
@@ -103,6 +106,8 @@ int metadata_delete_step(struct metadata *md, uint32_t id, uint32_t budget,
 
 /* ---- mappings ------------------------------------------------------------------------- */
 
+#define MAPPING_SLOTS_MAX 252u
+
 struct mapping_slot {
     uint64_t vblock;
     uint64_t value; /* mapping_pack */
@@ -110,7 +115,7 @@ struct mapping_slot {
 
 /*
  * Copies the leaf that covers `vblock`. The leaf answers for all of [*ret_begin,
- * *ret_end): a block not among the slots is not mapped. At most 252 slots.
+ * *ret_end): a block not among the slots is not mapped. Room for MAPPING_SLOTS_MAX slots.
  */
 int metadata_read_leaf(struct metadata *md, uint32_t id, vblock_t vblock,
                        struct mapping_slot *slots, uint32_t *ret_nr, vblock_t *ret_begin,
@@ -157,7 +162,12 @@ int metadata_take_data(struct metadata *md, dblock_t b, struct thin_error *err);
 int metadata_hold_data(struct metadata *md, dblock_t b);
 void metadata_release_data(struct metadata *md, dblock_t b);
 
-/* Growth, in bounded operations; *ret_done. -THIN_E_NEEDS_CHECK. */
+/*
+ * Growth: one bounded step inside the caller's operation; *ret_done when all of
+ * `nr_blocks` are there. -THIN_E_NEEDS_CHECK; -THIN_E_INVALID for fewer than now or more
+ * than the format holds; metadata_grow_own: -THIN_E_LIMIT, and -THIN_E_RANGE if the
+ * device is smaller.
+ */
 int metadata_grow_data(struct metadata *md, uint64_t nr_blocks, bool *ret_done,
                        struct thin_error *err);
 int metadata_grow_own(struct metadata *md, uint64_t nr_blocks, struct thin_error *err);
@@ -213,10 +223,28 @@ void metadata_durable(struct metadata *md, uint64_t txn,
 void metadata_reset(struct metadata *md);
 
 /*
- * Waiting forms for tools, tests and format: merge, cut, write, flush, superblock,
- * flush, durable. `data_dev` may be NULL.
+ * Waiting forms for tools, tests and format, with a cache that waits or not. `data_dev`
+ * may be NULL.
+ *
+ * Merge, cut, write, flush, superblock, durable; nothing if nothing has changed. After
+ * an error only metadata_reset helps.
  */
 int metadata_commit_wait(struct metadata *md, struct device *data_dev,
                          struct thin_error *err);
+/* Grows and commits, in as many transactions as it takes. */
+int metadata_grow_data_wait(struct metadata *md, uint64_t nr_blocks,
+                            struct device *data_dev, struct thin_error *err);
+/* Formats whole and commits. */
+int metadata_format_wait(struct metadata *md, uint32_t data_block_sectors,
+                         uint64_t nr_data_blocks, struct device *data_dev,
+                         struct thin_error *err);
+/*
+ * Calls `step` until it is anything but -THIN_E_WOULD_BLOCK, reading between the calls
+ * what was missing. `step` begins its operation and ends or undoes it, if it has one.
+ */
+int metadata_retry_wait(struct metadata *md,
+                        int (*step)(struct metadata *md, void *arg,
+                                    struct thin_error *err),
+                        void *arg, struct thin_error *err);
 
 #endif
