@@ -1,0 +1,67 @@
+/*
+ * The check: everything in the metadata that can be held against something else.
+ * Superblock and held copy, every node (checksum, own number, header, order, fill,
+ * place, role), details against trees (same ids, mapped_blocks, times), values against
+ * the device, both space maps (structure, every count, their sums and hints). It goes
+ * on after the first fault; what it finds stands in a report.
+ */
+#ifndef THIN_CORE_OFFLINE_CHECK_H
+#define THIN_CORE_OFFLINE_CHECK_H
+
+#include <stdbool.h>
+
+#include "core/offline/counts.h"
+#include "core/offline/report.h"
+#include "core/offline/source.h"
+#include "core/offline/walk.h"
+#include "core/ondisk/superblock.h"
+
+struct check_options {
+    bool super_block_only;
+    bool skip_mappings;    /* nor counts, which need them */
+    bool ignore_non_fatal; /* nodes may be too empty */
+    bool metadata_snap;    /* only the trees of the held snapshot */
+    mblock_t snap_block;   /* with metadata_snap: 0 for the superblock's held root */
+};
+
+struct check_result {
+    struct superblock sb; /* valid if sb_good */
+    bool sb_good;
+    bool needs_check;
+    uint64_t nr_devices;
+    uint64_t nr_mappings; /* in distinct leaves */
+    uint64_t metadata_blocks, metadata_used, data_blocks, data_used;
+    uint64_t leaked_metadata, leaked_data;
+    uint64_t unreached_metadata,
+        unreached_data;   /* counted, but perhaps below what is damaged */
+    uint64_t nr_mendable; /* of the damage: counts and hints that auto-repair mends */
+    bool counts_known;    /* the walk was whole: `refs` and `data` are right */
+    struct counts refs;   /* pointers to each metadata block */
+    struct counts data;   /* leaf entries for each data block */
+};
+
+/*
+ * 0 when the check could be done, whatever it found: see rep->nr_class. Negative:
+ * -ENOMEM, -THIN_E_CANCELLED, or the device's code for block 0. The caller ends
+ * *ret with check_result_fini in every case.
+ */
+int check_run(struct meta_source *src, const struct check_options *opts,
+              struct report *rep, struct check_result *ret, struct thin_error *err);
+void check_result_fini(struct check_result *res);
+
+/* ---- shared between the files of the check ------------------------------------------ */
+
+struct check {
+    struct meta_source *src;
+    const struct check_options *opts;
+    struct report *rep;
+    struct check_result *res;
+    struct walk walk;
+    uint64_t nr_data; /* data blocks that counters are kept for */
+};
+
+/* Both walk their own trees and compare with the counts of the walk so far. */
+int check_data_space_map(struct check *c);
+int check_metadata_space_map(struct check *c);
+
+#endif

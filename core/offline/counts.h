@@ -1,0 +1,69 @@
+/*
+ * Reference counts as a walk finds them: one byte for each block in chunks that are
+ * made when first touched, with the higher parts of the few large counts beside. A
+ * chunk covers what one bitmap of a space map covers, so an absent chunk means that
+ * the bitmap must be all zero.
+ */
+#ifndef THIN_CORE_OFFLINE_COUNTS_H
+#define THIN_CORE_OFFLINE_COUNTS_H
+
+#include <errno.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "core/ondisk/bitmap.h"
+
+struct count_chunk {
+    uint32_t *carry; /* how often the byte wrapped; NULL while none did */
+    uint8_t low[BITMAP_ENTRIES];
+};
+
+struct counts {
+    uint64_t nr; /* blocks 0 .. nr - 1 */
+    uint64_t nr_chunks;
+    struct count_chunk **chunk;
+};
+
+/* All zero. -ENOMEM. */
+int counts_init(struct counts *c, uint64_t nr);
+void counts_fini(struct counts *c);
+
+/* The chunk, made if need be; NULL when there is no memory. */
+struct count_chunk *counts_touch(struct counts *c, uint64_t k);
+int counts_carry(struct count_chunk *chunk, uint32_t e);
+
+/* Adds one to block b (< nr). -ENOMEM. */
+static inline int
+counts_inc(struct counts *c, uint64_t b)
+{
+    uint64_t k = b / BITMAP_ENTRIES;
+    uint32_t e = (uint32_t)(b - k * BITMAP_ENTRIES);
+    struct count_chunk *chunk = c->chunk[k];
+
+    if (__builtin_expect(!chunk, 0)) {
+        chunk = counts_touch(c, k);
+        if (!chunk)
+            return -ENOMEM;
+    }
+    if (__builtin_expect(++chunk->low[e] == 0, 0))
+        return counts_carry(chunk, e);
+    return 0;
+}
+
+static inline uint64_t
+count_chunk_get(const struct count_chunk *chunk, uint32_t e)
+{
+    if (!chunk)
+        return 0;
+    return chunk->low[e] + (chunk->carry ? (uint64_t)chunk->carry[e] << 8 : 0);
+}
+
+static inline uint64_t
+counts_get(const struct counts *c, uint64_t b)
+{
+    uint64_t k = b / BITMAP_ENTRIES;
+
+    return count_chunk_get(c->chunk[k], (uint32_t)(b - k * BITMAP_ENTRIES));
+}
+
+#endif

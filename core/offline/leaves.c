@@ -1,0 +1,296 @@
+#include "core/offline/leaves.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/base/cleanup.h"
+#include "core/ondisk/node.h"
+
+#define DEPTH_MAX 12u
+
+void
+leaf_list_fini(struct leaf_list *list)
+{
+    free(list->refs);
+    memset(list, 0, sizeof(*list));
+}
+
+static int
+add_leaf(struct leaf_list *list, const struct leaf_ref *ref)
+{
+    if (list->nr == list->room) {
+        size_t room = list->room ? list->room * 2 : 64;
+        struct leaf_ref *bigger = realloc(list->refs, room * sizeof(*bigger));
+
+        if (!bigger)
+            return -ENOMEM;
+        list->refs = bigger;
+        list->room = room;
+    }
+    list->refs[list->nr++] = *ref;
+    return 0;
+}
+
+/* Reads one node and judges all but its kind. */
+static int
+read_node(const struct tree_shape *tree, const struct leaf_ref *ref, uint8_t *data,
+          struct thin_error *err)
+{
+    int r;
+
+    if (ref->block == 0 || ref->block >= tree->nr_blocks)
+        return thin_fail(err, -THIN_E_BAD_BLOCK,
+                         "a pointer to block %" PRIu64 ", outside 1 to %" PRIu64,
+                         ref->block, tree->nr_blocks - 1);
+    r = source_read(tree->src, ref->block, data, err);
+    if (r == 0)
+        r = block_check(BLOCK_NODE, data, ref->block, err);
+    if (r == 0)
+        r = node_judge(data, tree->value_size, err);
+    return r;
+}
+
+/* Keys against what the parents allow. */
+static int
+judge_range(const struct leaf_ref *ref, const uint8_t *data, struct thin_error *err)
+{
+    uint32_t nr = node_nr_entries(data);
+
+    if (nr && (node_key(data, 0) < ref->lo || node_key(data, nr - 1) > ref->last))
+        return thin_fail(err, -THIN_E_BAD_BLOCK,
+                         "node %" PRIu64 ": keys %" PRIu64 " to %" PRIu64
+                         ", its place allows %" PRIu64 " to %" PRIu64,
+                         ref->block, node_key(data, 0), node_key(data, nr - 1), ref->lo,
+                         ref->last);
+    return 0;
+}
+
+static struct leaf_ref
+child_ref(const uint8_t *data, uint32_t i, uint64_t last)
+{
+    return (struct leaf_ref){
+        .block = node_value64(data, i),
+        .lo = node_key(data, i),
+        .last = i + 1 < node_nr_entries(data) ? node_key(data, i + 1) - 1 : last,
+    };
+}
+
+static int
+skip_or_fail(const struct tree_shape *tree, int r)
+{
+    if (!tree->lenient || r == -ENOMEM || r == -THIN_E_CANCELLED || r == -THIN_E_LIMIT)
+        return r;
+    if (tree->nr_skipped)
+        (*tree->nr_skipped)++;
+    return 0;
+}
+
+/* One tree's list in the making. */
+struct lister {
+    const struct tree_shape *tree;
+    struct leaf_list *list;
+    uint64_t nr_visited;
+    struct thin_error *err;
+};
+
+static int list_below(struct lister *l, const struct leaf_ref *ref, unsigned depth,
+                      bool *leaves);
+
+/* Children of one node have one height: after the first leaf no other is read here. */
+static int
+list_children(struct lister *l, const struct leaf_ref *ref, const uint8_t *data,
+              unsigned depth)
+{
+    bool leaves = false;
+
+    for (uint32_t i = 0, nr = node_nr_entries(data); i < nr; i++) {
+        struct leaf_ref child = child_ref(data, i, ref->last);
+        int r = list_below(l, &child, depth + 1, &leaves);
+
+        if (r < 0)
+            r = skip_or_fail(l->tree, r);
+        if (r < 0)
+            return r;
+    }
+    return 0;
+}
+
+static int
+list_below(struct lister *l, const struct leaf_ref *ref, unsigned depth, bool *leaves)
+{
+    AUTO_FREE uint8_t *data = NULL;
+    int r;
+
+    if (depth > DEPTH_MAX)
+        return thin_fail(l->err, -THIN_E_BAD_BLOCK,
+                         "node %" PRIu64 ": the tree is deeper than any valid one",
+                         ref->block);
+    /* A tree holds each of its nodes once; nodes that come back and back end here. */
+    if (l->nr_visited++ > l->tree->nr_blocks)
+        return thin_fail(l->err, -THIN_E_LIMIT,
+                         "a tree has more nodes than there are metadata blocks");
+    if (*leaves)
+        return add_leaf(l->list, ref);
+    data = malloc(METADATA_BLOCK_SIZE);
+    if (!data)
+        return thin_fail_code(l->err, -ENOMEM, "read node %" PRIu64, ref->block);
+    r = read_node(l->tree, ref, data, l->err);
+    if (r < 0)
+        return r;
+    if (node_is_leaf(data)) {
+        *leaves = true;
+        return add_leaf(l->list, ref);
+    }
+    r = judge_range(ref, data, l->err);
+    return r < 0 ? r : list_children(l, ref, data, depth);
+}
+
+int
+leaves_list(const struct tree_shape *tree, mblock_t root, struct leaf_list *list,
+            struct thin_error *err)
+{
+    struct leaf_ref ref = {.block = root, .last = UINT64_MAX};
+    struct lister l = {.tree = tree, .list = list, .err = err};
+    bool leaf = false;
+    int r = list_below(&l, &ref, 0, &leaf);
+
+    return r < 0 ? skip_or_fail(tree, r) : 0;
+}
+
+/* ---- reading ----------------------------------------------------------------------- */
+
+struct slot {
+    mblock_t block;
+    uint32_t place; /* in the window */
+};
+
+struct window {
+    const struct tree_shape *tree;
+    uint8_t *bytes;
+    int *codes;
+    struct slot *slots;
+    mblock_t *blocks;
+};
+
+static int
+compare_slots(const void *pa, const void *pb)
+{
+    const struct slot *a = pa, *b = pb;
+
+    return (a->block > b->block) - (a->block < b->block);
+}
+
+static int
+slot_seen(void *arg, size_t index, const uint8_t *data, int code)
+{
+    struct window *win = arg;
+    uint32_t place = win->slots[index].place;
+
+    win->codes[place] = code;
+    if (data)
+        memcpy(win->bytes + (size_t)place * METADATA_BLOCK_SIZE, data,
+               METADATA_BLOCK_SIZE);
+    return 0;
+}
+
+static int
+fill_window(struct window *win, const struct leaf_ref *refs, size_t nr)
+{
+    bool sorted = true;
+
+    for (size_t i = 0; i < nr; i++) {
+        win->slots[i] = (struct slot){refs[i].block, (uint32_t)i};
+        if (i && refs[i].block < refs[i - 1].block)
+            sorted = false;
+    }
+    if (!sorted)
+        qsort(win->slots, nr, sizeof(*win->slots), compare_slots);
+    for (size_t i = 0; i < nr; i++)
+        win->blocks[i] = win->slots[i].block;
+    return source_read_many(win->tree->src, win->blocks, nr, slot_seen, win);
+}
+
+static int
+judge_leaf(const struct tree_shape *tree, const struct leaf_ref *ref, const uint8_t *data,
+           int code, struct thin_error *err)
+{
+    int r;
+
+    if (code < 0)
+        return thin_fail_code(err, code, "read metadata block %" PRIu64, ref->block);
+    if (ref->block == 0 || ref->block >= tree->nr_blocks)
+        return thin_fail(err, -THIN_E_BAD_BLOCK,
+                         "a pointer to block %" PRIu64 ", outside 1 to %" PRIu64,
+                         ref->block, tree->nr_blocks - 1);
+    r = block_check(BLOCK_NODE, data, ref->block, err);
+    if (r == 0)
+        r = node_judge(data, tree->value_size, err);
+    if (r == 0 && !node_is_leaf(data))
+        r = thin_fail(err, -THIN_E_BAD_BLOCK,
+                      "node %" PRIu64 " is internal where a leaf should be", ref->block);
+    return r < 0 ? r : judge_range(ref, data, err);
+}
+
+static int
+read_windows(struct window *win, const struct leaf_list *list, leaf_seen_fn *seen,
+             void *arg, struct thin_error *err)
+{
+    size_t n;
+
+    for (size_t i = 0; i < list->nr; i += n) {
+        int r;
+
+        n = list->nr - i < LEAVES_WINDOW ? list->nr - i : LEAVES_WINDOW;
+        r = fill_window(win, list->refs + i, n);
+        for (size_t j = 0; j < n && r >= 0; j++) {
+            const uint8_t *data = win->bytes + j * METADATA_BLOCK_SIZE;
+
+            r = judge_leaf(win->tree, &list->refs[i + j], data, win->codes[j], err);
+            if (r < 0)
+                r = skip_or_fail(win->tree, r);
+            else
+                r = seen(arg, &list->refs[i + j], data);
+        }
+        if (r < 0)
+            return r;
+    }
+    return 0;
+}
+
+int
+leaves_read(const struct tree_shape *tree, const struct leaf_list *list,
+            leaf_seen_fn *seen, void *arg, struct thin_error *err)
+{
+    size_t n = list->nr < LEAVES_WINDOW ? list->nr : LEAVES_WINDOW;
+    AUTO_FREE uint8_t *bytes = NULL;
+    AUTO_FREE int *codes = NULL;
+    AUTO_FREE struct slot *slots = NULL;
+    AUTO_FREE mblock_t *blocks = NULL;
+    struct window win;
+
+    if (n == 0)
+        return 0;
+    bytes = malloc(n * METADATA_BLOCK_SIZE);
+    codes = calloc(n, sizeof(*codes));
+    slots = malloc(n * sizeof(*slots));
+    blocks = malloc(n * sizeof(*blocks));
+    if (!bytes || !codes || !slots || !blocks)
+        return thin_fail_code(err, -ENOMEM, "read a tree");
+    win = (struct window){tree, bytes, codes, slots, blocks};
+    return read_windows(&win, list, seen, arg, err);
+}
+
+int
+leaves_each(const struct tree_shape *tree, mblock_t root, leaf_seen_fn *seen, void *arg,
+            struct thin_error *err)
+{
+    struct leaf_list list = {0};
+    int r = leaves_list(tree, root, &list, err);
+
+    if (r >= 0)
+        r = leaves_read(tree, &list, seen, arg, err);
+    leaf_list_fini(&list);
+    return r;
+}

@@ -1,0 +1,55 @@
+/*
+ * One tree in the order of its keys: first the list of its leaves, from the internal
+ * nodes alone, then the leaves themselves, read in windows whose blocks are sorted.
+ */
+#ifndef THIN_CORE_OFFLINE_LEAVES_H
+#define THIN_CORE_OFFLINE_LEAVES_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "core/offline/source.h"
+
+#define LEAVES_WINDOW 1024u /* leaves read ahead at once: 4 MiB */
+
+struct leaf_ref {
+    mblock_t block;
+    uint64_t lo, last; /* what its parents allow */
+};
+
+struct leaf_list {
+    struct leaf_ref *refs;
+    size_t nr, room;
+};
+
+struct tree_shape {
+    struct meta_source *src;
+    mblock_t nr_blocks;   /* pointers lie below */
+    uint32_t value_size;  /* of its leaves */
+    bool lenient;         /* what is damaged is left out; otherwise it is an error */
+    uint64_t *nr_skipped; /* lenient: counts nodes left out; may be NULL */
+};
+
+/*
+ * Appends the leaves below `root`. -ENOMEM, -THIN_E_CHECKSUM, -THIN_E_BAD_BLOCK or the
+ * device's code. A hostile tree that reaches the same nodes over and over ends in
+ * -THIN_E_LIMIT when there are more leaves than metadata blocks.
+ */
+int leaves_list(const struct tree_shape *tree, mblock_t root, struct leaf_list *list,
+                struct thin_error *err);
+void leaf_list_fini(struct leaf_list *list);
+
+/*
+ * Calls `seen` with every leaf of the list in its order, judged and held against its
+ * range; not 0 ends the row.
+ */
+typedef int leaf_seen_fn(void *arg, const struct leaf_ref *ref, const uint8_t *data);
+int leaves_read(const struct tree_shape *tree, const struct leaf_list *list,
+                leaf_seen_fn *seen, void *arg, struct thin_error *err);
+
+/* Both in one. */
+int leaves_each(const struct tree_shape *tree, mblock_t root, leaf_seen_fn *seen,
+                void *arg, struct thin_error *err);
+
+#endif

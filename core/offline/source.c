@@ -1,0 +1,185 @@
+#include "core/offline/source.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/base/checked.h"
+
+int
+source_open_ops(const struct source_ops *ops, void *arg, uint64_t size_bytes,
+                bool writable, struct meta_source **ret_src)
+{
+    struct meta_source *src = calloc(1, sizeof(*src));
+
+    if (!src)
+        return -ENOMEM;
+    src->piece = aligned_alloc(METADATA_BLOCK_SIZE,
+                               (size_t)SOURCE_PIECE_BLOCKS * METADATA_BLOCK_SIZE);
+    if (!src->piece) {
+        free(src);
+        return -ENOMEM;
+    }
+    src->ops = ops;
+    src->arg = arg;
+    src->nr_blocks = size_bytes / METADATA_BLOCK_SIZE;
+    src->writable = writable;
+    *ret_src = src;
+    return 0;
+}
+
+void
+source_close(struct meta_source *src)
+{
+    if (!src)
+        return;
+    if (src->ops->close)
+        src->ops->close(src->arg);
+    free(src->piece);
+    free(src);
+}
+
+int
+source_read(struct meta_source *src, mblock_t b, void *buf, struct thin_error *err)
+{
+    int r;
+
+    if (b >= src->nr_blocks)
+        return thin_fail(err, -THIN_E_RANGE,
+                         "metadata block %" PRIu64 " is beyond the device's %" PRIu64
+                         " blocks",
+                         b, src->nr_blocks);
+    /* Through the aligned piece: the caller's buffer need not suit O_DIRECT. */
+    r = src->ops->read(src->arg, b * METADATA_BLOCK_SIZE, src->piece,
+                       METADATA_BLOCK_SIZE);
+    if (r < 0) {
+        src->nr_unreadable++;
+        return thin_fail_code(err, r, "read metadata block %" PRIu64, b);
+    }
+    src->nr_read++;
+    memcpy(buf, src->piece, METADATA_BLOCK_SIZE);
+    return 0;
+}
+
+/* How many of sorted[0..] go in one read. */
+static size_t
+piece_length(const mblock_t *sorted, size_t nr)
+{
+    size_t n = 1;
+
+    while (n < nr && sorted[n] - sorted[0] < SOURCE_PIECE_BLOCKS &&
+           sorted[n] - sorted[n - 1] <= SOURCE_GAP_BLOCKS)
+        n++;
+    return n;
+}
+
+/* A piece that failed as a whole: block by block, to find the bad ones. */
+static int
+read_singly(struct meta_source *src, const mblock_t *sorted, size_t first, size_t nr,
+            source_seen_fn *seen, void *arg)
+{
+    for (size_t i = first; i < first + nr; i++) {
+        int code = src->ops->read(src->arg, sorted[i] * METADATA_BLOCK_SIZE, src->piece,
+                                  METADATA_BLOCK_SIZE);
+        int r;
+
+        if (code < 0)
+            src->nr_unreadable++;
+        else
+            src->nr_read++;
+        r = seen(arg, i, code < 0 ? NULL : src->piece, code);
+        if (r)
+            return r;
+    }
+    return 0;
+}
+
+int
+source_read_many(struct meta_source *src, const mblock_t *sorted, size_t nr,
+                 source_seen_fn *seen, void *arg)
+{
+    size_t n;
+
+    for (size_t i = 0; i < nr; i += n) {
+        uint64_t len;
+        int r;
+
+        if (sorted[i] >= src->nr_blocks) {
+            n = 1;
+            r = seen(arg, i, NULL, -THIN_E_RANGE);
+            if (r)
+                return r;
+            continue;
+        }
+        n = piece_length(sorted + i, nr - i);
+        while (sorted[i + n - 1] >= src->nr_blocks)
+            n--;
+        len = sorted[i + n - 1] - sorted[i] + 1;
+        if (src->ops->will_read && i + n < nr && sorted[i + n] < src->nr_blocks)
+            src->ops->will_read(src->arg, sorted[i + n] * METADATA_BLOCK_SIZE,
+                                (size_t)SOURCE_PIECE_BLOCKS * METADATA_BLOCK_SIZE);
+        r = source_tick(src, NULL, 0, 0);
+        if (r < 0)
+            return r;
+        r = src->ops->read(src->arg, sorted[i] * METADATA_BLOCK_SIZE, src->piece,
+                           (size_t)len * METADATA_BLOCK_SIZE);
+        if (r < 0) {
+            r = read_singly(src, sorted, i, n, seen, arg);
+            if (r)
+                return r;
+            continue;
+        }
+        src->nr_read += n;
+        for (size_t j = i; j < i + n; j++) {
+            r = seen(arg, j,
+                     src->piece + (size_t)(sorted[j] - sorted[i]) * METADATA_BLOCK_SIZE,
+                     0);
+            if (r)
+                return r;
+        }
+    }
+    return 0;
+}
+
+int
+source_write(struct meta_source *src, mblock_t b, const void *buf, size_t nr_blocks,
+             struct thin_error *err)
+{
+    int r;
+
+    if (!src->writable)
+        return thin_fail(err, -THIN_E_READ_ONLY, "metadata is open for reading only");
+    if (!range_inside(b, nr_blocks, src->nr_blocks))
+        return thin_fail(err, -THIN_E_NO_METADATA_SPACE,
+                         "metadata device is too small: block %" PRIu64
+                         " is needed, it has %" PRIu64,
+                         b + nr_blocks - 1, src->nr_blocks);
+    /* O_DIRECT wants alignment; few and small are the writes that come without. */
+    if ((uintptr_t)buf % METADATA_BLOCK_SIZE && nr_blocks <= SOURCE_PIECE_BLOCKS) {
+        memcpy(src->piece, buf, nr_blocks * METADATA_BLOCK_SIZE);
+        buf = src->piece;
+    }
+    r = src->ops->write(src->arg, b * METADATA_BLOCK_SIZE, buf,
+                        nr_blocks * METADATA_BLOCK_SIZE);
+    if (r < 0)
+        return thin_fail_code(err, r, "write metadata block %" PRIu64, b);
+    return 0;
+}
+
+int
+source_flush(struct meta_source *src, struct thin_error *err)
+{
+    int r = src->ops->flush(src->arg);
+
+    return r < 0 ? thin_fail_code(err, r, "flush the metadata device") : 0;
+}
+
+int
+source_tick(struct meta_source *src, const char *what, uint64_t done, uint64_t total)
+{
+    if (!src->progress.tick)
+        return 0;
+    return src->progress.tick(src->progress.arg, what, done, total) ? -THIN_E_CANCELLED
+                                                                    : 0;
+}

@@ -1,0 +1,92 @@
+/*
+ * Where the tools read metadata blocks from and write them to: a file, a block device,
+ * any struct device, or functions that the caller hands in (a pinned view, memory).
+ *
+ * Not through the cached block manager: a tool reads most blocks once, in the order
+ * that suits the disk, and must go on after blocks that cannot be read.
+ *
+ * One thread at a time for each source. No globals.
+ */
+#ifndef THIN_CORE_OFFLINE_SOURCE_H
+#define THIN_CORE_OFFLINE_SOURCE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "core/base/error.h"
+#include "core/ondisk/block.h"
+
+#define SOURCE_PIECE_BLOCKS 128u /* largest joined read: 512 KiB */
+#define SOURCE_GAP_BLOCKS   16u  /* so many unwanted blocks are read to join two wanted */
+
+/* Offsets and lengths are multiples of 4096. 0 or a negative code; short is -EIO. */
+struct source_ops {
+    int (*read)(void *arg, uint64_t offset, void *buf, size_t len_bytes);
+    /* Says that a range will be read soon; may be NULL. */
+    void (*will_read)(void *arg, uint64_t offset, size_t len_bytes);
+    int (*write)(void *arg, uint64_t offset, const void *buf, size_t len_bytes);
+    int (*flush)(void *arg);
+    void (*close)(void *arg); /* may be NULL */
+};
+
+/* Called now and then with work done and in all (0: not known); not 0 cancels. */
+struct source_progress {
+    int (*tick)(void *arg, const char *what, uint64_t done, uint64_t total);
+    void *arg;
+};
+
+struct meta_source {
+    const struct source_ops *ops;
+    void *arg;
+    uint64_t nr_blocks; /* whole metadata blocks */
+    bool writable;
+    struct source_progress progress;
+    uint8_t *piece; /* SOURCE_PIECE_BLOCKS, aligned to 4096 */
+    uint64_t nr_read, nr_unreadable;
+};
+
+enum source_mode {
+    SOURCE_READ,        /* a shared lock: nobody may write meanwhile */
+    SOURCE_READ_SHARED, /* no lock: the held snapshot of a pool that is being served */
+    SOURCE_WRITE,       /* the pool's exclusive lock */
+};
+
+/*
+ * Opens a regular file or a block device (with O_DIRECT). -THIN_E_BUSY when the pool is
+ * in use, -THIN_E_INVALID for what is neither, else -errno, with the path in words.
+ */
+int source_open_path(const char *path, enum source_mode mode,
+                     struct meta_source **ret_src, struct thin_error *err);
+
+/* Borrows `arg` until source_close, which calls ops->close. */
+int source_open_ops(const struct source_ops *ops, void *arg, uint64_t size_bytes,
+                    bool writable, struct meta_source **ret_src);
+
+/* `dev` (struct device, core/device/device.h) is borrowed; its loop is run to wait. */
+struct device;
+int source_open_device(struct device *dev, struct meta_source **ret_src);
+
+void source_close(struct meta_source *src); /* NULL is fine */
+
+/* One block into 4096 bytes. -THIN_E_RANGE beyond the end, or the device's code. */
+int source_read(struct meta_source *src, mblock_t b, void *buf, struct thin_error *err);
+
+/*
+ * The blocks of `sorted` (ascending, distinct) in that order, neighbours joined into
+ * large reads. `seen` gets the index, and 4096 bytes that live until it returns, or
+ * NULL and the code of a block that cannot be read. Its own result, if not 0, ends the
+ * row and is returned. -THIN_E_CANCELLED when the progress function says so.
+ */
+typedef int source_seen_fn(void *arg, size_t index, const uint8_t *data, int code);
+int source_read_many(struct meta_source *src, const mblock_t *sorted, size_t nr,
+                     source_seen_fn *seen, void *arg);
+
+int source_write(struct meta_source *src, mblock_t b, const void *buf, size_t nr_blocks,
+                 struct thin_error *err);
+int source_flush(struct meta_source *src, struct thin_error *err);
+
+/* Asks the progress function; -THIN_E_CANCELLED or 0. */
+int source_tick(struct meta_source *src, const char *what, uint64_t done, uint64_t total);
+
+#endif

@@ -1,0 +1,171 @@
+/* A metadata source on a regular file or block device. */
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/fs.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "core/base/cleanup.h"
+#include "core/offline/source.h"
+
+struct path_source {
+    int fd;
+    bool direct;
+};
+
+static int
+path_read(void *arg, uint64_t offset, void *buf, size_t len_bytes)
+{
+    struct path_source *p = arg;
+    size_t done = 0;
+
+    while (done < len_bytes) {
+        ssize_t n =
+            pread(p->fd, (char *)buf + done, len_bytes - done, (off_t)(offset + done));
+
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n < 0)
+            return -errno;
+        if (n == 0)
+            return -EIO;
+        done += (size_t)n;
+    }
+    return 0;
+}
+
+static void
+path_will_read(void *arg, uint64_t offset, size_t len_bytes)
+{
+    struct path_source *p = arg;
+
+    /* With O_DIRECT there is no cache to read ahead into. */
+    if (!p->direct)
+        (void)posix_fadvise(p->fd, (off_t)offset, (off_t)len_bytes, POSIX_FADV_WILLNEED);
+}
+
+static int
+path_write(void *arg, uint64_t offset, const void *buf, size_t len_bytes)
+{
+    struct path_source *p = arg;
+    size_t done = 0;
+
+    while (done < len_bytes) {
+        ssize_t n = pwrite(p->fd, (const char *)buf + done, len_bytes - done,
+                           (off_t)(offset + done));
+
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n < 0)
+            return -errno;
+        done += (size_t)n;
+    }
+    return 0;
+}
+
+static int
+path_flush(void *arg)
+{
+    struct path_source *p = arg;
+
+    return fdatasync(p->fd) < 0 ? -errno : 0;
+}
+
+static void
+path_close(void *arg)
+{
+    struct path_source *p = arg;
+
+    close(p->fd);
+    free(p);
+}
+
+static const struct source_ops path_ops = {
+    .read = path_read,
+    .will_read = path_will_read,
+    .write = path_write,
+    .flush = path_flush,
+    .close = path_close,
+};
+
+/* The lock that the server's file driver takes: of the open file, over the whole of it. */
+static int
+lock_file(int fd, enum source_mode mode, const char *path, struct thin_error *err)
+{
+    struct flock lock = {.l_type = mode == SOURCE_WRITE ? F_WRLCK : F_RDLCK,
+                         .l_whence = SEEK_SET};
+
+    if (fcntl(fd, F_OFD_SETLK, &lock) == 0)
+        return 0;
+    if (errno == EAGAIN || errno == EACCES)
+        return thin_fail(err, -THIN_E_BUSY,
+                         "%s is in use by another program; close its pool first", path);
+    return thin_fail_code(err, -errno, "lock %s", path);
+}
+
+static int
+open_fd(const char *path, enum source_mode mode, struct path_source *p,
+        uint64_t *ret_size, struct thin_error *err)
+{
+    int flags = O_CLOEXEC | (mode == SOURCE_WRITE ? O_RDWR : O_RDONLY);
+    struct stat st;
+
+    /* Asked first: opening a FIFO or a tape for a look would wait, or act. */
+    if (stat(path, &st) < 0)
+        return thin_fail_code(err, -errno, "open %s", path);
+    if (!S_ISREG(st.st_mode) && !S_ISBLK(st.st_mode))
+        return thin_fail(err, -THIN_E_INVALID,
+                         "%s is neither a regular file nor a block device", path);
+    if (S_ISBLK(st.st_mode)) {
+        /* The page cache of a live pool's device may hold blocks of long ago. */
+        flags |= O_DIRECT | (mode == SOURCE_READ_SHARED ? 0 : O_EXCL);
+        p->direct = true;
+    }
+    p->fd = open(path, flags);
+    if (p->fd < 0)
+        return errno == EBUSY ? thin_fail(err, -THIN_E_BUSY,
+                                          "%s is in use; close its pool first", path)
+                              : thin_fail_code(err, -errno, "open %s", path);
+    if (fstat(p->fd, &st) < 0)
+        return thin_fail_code(err, -errno, "stat %s", path);
+    if (p->direct) {
+        if (ioctl(p->fd, BLKGETSIZE64, ret_size) < 0)
+            return thin_fail_code(err, -errno, "size of %s", path);
+        return 0;
+    }
+    *ret_size = (uint64_t)st.st_size;
+    return mode == SOURCE_READ_SHARED ? 0 : lock_file(p->fd, mode, path, err);
+}
+
+int
+source_open_path(const char *path, enum source_mode mode, struct meta_source **ret_src,
+                 struct thin_error *err)
+{
+    AUTO_FREE struct path_source *p = calloc(1, sizeof(*p));
+    uint64_t size = 0;
+    int r;
+
+    if (!p)
+        return thin_fail_code(err, -ENOMEM, "open %s", path);
+    p->fd = -1;
+    r = open_fd(path, mode, p, &size, err);
+    if (r == 0 && size < METADATA_BLOCK_SIZE)
+        r = thin_fail(err, -THIN_E_NOT_THIN,
+                      "%s is too small to hold metadata (%llu bytes)", path,
+                      (unsigned long long)size);
+    if (r == 0) {
+        r = source_open_ops(&path_ops, p, size, mode == SOURCE_WRITE, ret_src);
+        if (r < 0)
+            r = thin_fail_code(err, r, "open %s", path);
+    }
+    if (r < 0) {
+        if (p->fd >= 0)
+            close(p->fd);
+        return r;
+    }
+    (void)take(p);
+    return 0;
+}

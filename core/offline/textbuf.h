@@ -1,0 +1,70 @@
+/*
+ * Text put together by hand in one large buffer: printf would take most of a dump's
+ * time. Errors are kept and told once, by textbuf_flush.
+ */
+#ifndef THIN_CORE_OFFLINE_TEXTBUF_H
+#define THIN_CORE_OFFLINE_TEXTBUF_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#define TEXTBUF_BYTES (1u << 20)
+#define TEXTBUF_LINE  1024u /* no single piece of text is longer */
+
+/* Takes all bytes; 0 or a negative code. */
+typedef int textbuf_sink_fn(void *arg, const char *bytes, size_t len);
+
+struct textbuf {
+    char *at, *edge; /* next byte; where a flush is due */
+    char *bytes;
+    char (*four)[4]; /* "0000" to "9999" */
+    textbuf_sink_fn *sink;
+    void *arg;
+    int error;
+};
+
+/* -ENOMEM. */
+int textbuf_init(struct textbuf *t, textbuf_sink_fn *sink, void *arg);
+void textbuf_fini(struct textbuf *t);
+
+/* Hands on what is there. The first error of any flush. */
+int textbuf_flush(struct textbuf *t);
+
+/* Called before each line: room for TEXTBUF_LINE bytes. The first error so far. */
+static inline int
+textbuf_line(struct textbuf *t)
+{
+    return t->at >= t->edge ? textbuf_flush(t) : t->error;
+}
+
+#define textbuf_str(t, literal)                           \
+    do {                                                  \
+        memcpy((t)->at, "" literal, sizeof(literal) - 1); \
+        (t)->at += sizeof(literal) - 1;                   \
+    } while (0)
+
+void textbuf_text(struct textbuf *t, const char *s); /* cut at TEXTBUF_LINE / 2 */
+
+/* A number in decimal. */
+static inline void
+textbuf_u64(struct textbuf *t, uint64_t v)
+{
+    char tmp[20];
+    char *p = tmp + sizeof(tmp);
+    size_t n;
+
+    while (v >= 10000) {
+        p -= 4;
+        memcpy(p, t->four[v % 10000], 4);
+        v /= 10000;
+    }
+    p -= 4;
+    memcpy(p, t->four[v], 4);
+    p += v >= 1000 ? 0 : v >= 100 ? 1 : v >= 10 ? 2 : 3;
+    n = (size_t)(tmp + sizeof(tmp) - p);
+    memcpy(t->at, p, n);
+    t->at += n;
+}
+
+#endif

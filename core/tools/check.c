@@ -1,0 +1,236 @@
+/* thinmeta check, thin_check. */
+#include <inttypes.h>
+#include <string.h>
+
+#include "core/offline/check.h"
+#include "core/tools/tool.h"
+
+struct check_args {
+    struct check_options opts;
+    bool quiet, strict, json, clear_needs_check, auto_repair;
+};
+
+static void
+print_affected(const struct report *rep)
+{
+    for (size_t i = 0; i < rep->nr_affected; i++) {
+        const struct affected *a = &rep->affected[i];
+
+        if (a->last == UINT64_MAX)
+            printf("affected: %sdevice %" PRIu64 ", virtual blocks from %" PRIu64
+                   " on (metadata block %" PRIu64 ")\n",
+                   a->held ? "held " : "", a->dev_id, a->begin, a->block);
+        else
+            printf("affected: %sdevice %" PRIu64 ", virtual blocks %" PRIu64
+                   " to %" PRIu64 " (metadata block %" PRIu64 ")\n",
+                   a->held ? "held " : "", a->dev_id, a->begin, a->last, a->block);
+    }
+    if (rep->nr_affected_all > rep->nr_affected)
+        printf("affected: and more\n");
+}
+
+static void
+print_report(const struct report *rep, const struct check_result *res)
+{
+    enum report_place at = REPORT_NR_PLACES;
+
+    for (size_t i = 0; i < rep->nr; i++) {
+        const struct finding *f = &rep->findings[i];
+
+        if (f->place != at)
+            printf("%s\n", report_place_name(f->place));
+        at = f->place;
+        printf("  %s: %s\n", report_class_name(f->class), f->text);
+    }
+    if (rep->nr == REPORT_FINDINGS_MAX)
+        printf("further findings are not listed\n");
+    print_affected(rep);
+    if (res->unreached_metadata || res->unreached_data)
+        printf("not reached: %" PRIu64 " metadata and %" PRIu64
+               " data blocks are counted more often than seen; they may belong to what "
+               "is damaged\n",
+               res->unreached_metadata, res->unreached_data);
+    if (res->needs_check)
+        printf("needs_check is set\n");
+}
+
+static void
+print_summary(const struct report *rep, const struct check_result *res)
+{
+    printf("TRANSACTION_ID=%" PRIu64 "\n", res->sb.trans_id);
+    printf("METADATA_FREE_BLOCKS=%" PRIu64 "\n",
+           res->metadata_blocks - res->metadata_used);
+    if (rep->nr_class[REPORT_DAMAGE] || rep->nr_class[REPORT_LEAK])
+        printf("%" PRIu64 " faults, %" PRIu64 " leaked metadata blocks, %" PRIu64
+               " leaked data blocks\n",
+               rep->nr_class[REPORT_DAMAGE], res->leaked_metadata, res->leaked_data);
+}
+
+static void
+print_json(const struct report *rep, const struct check_result *res, bool good)
+{
+    printf("{\"good\": %s, \"damage\": %" PRIu64 ", \"leaks\": %" PRIu64
+           ", \"notes\": %" PRIu64 ",\n",
+           good ? "true" : "false", rep->nr_class[REPORT_DAMAGE],
+           res->leaked_metadata + res->leaked_data, rep->nr_class[REPORT_NOTE]);
+    printf(" \"needs_check\": %s, \"transaction_id\": %" PRIu64 ", \"devices\": %" PRIu64
+           ", \"mappings\": %" PRIu64 ",\n",
+           res->needs_check ? "true" : "false", res->sb.trans_id, res->nr_devices,
+           res->nr_mappings);
+    printf(" \"metadata_blocks\": %" PRIu64 ", \"metadata_used\": %" PRIu64
+           ", \"data_blocks\": %" PRIu64 ", \"data_used\": %" PRIu64 ",\n",
+           res->metadata_blocks, res->metadata_used, res->data_blocks, res->data_used);
+    printf(" \"leaked_metadata\": %" PRIu64 ", \"leaked_data\": %" PRIu64
+           ", \"unreached_metadata\": %" PRIu64 ", \"unreached_data\": %" PRIu64 ",\n",
+           res->leaked_metadata, res->leaked_data, res->unreached_metadata,
+           res->unreached_data);
+    printf(" \"findings\": [");
+    for (size_t i = 0; i < rep->nr; i++) {
+        const struct finding *f = &rep->findings[i];
+
+        printf("%s\n  {\"class\": \"%s\", \"place\": \"%s\", \"block\": %" PRIu64
+               ", \"text\": ",
+               i ? "," : "", report_class_name(f->class), report_place_name(f->place),
+               f->block);
+        tool_json_string(stdout, f->text);
+        printf("}");
+    }
+    printf("],\n \"affected\": [");
+    for (size_t i = 0; i < rep->nr_affected; i++) {
+        const struct affected *a = &rep->affected[i];
+
+        printf("%s\n  {\"dev_id\": %" PRIu64 ", \"held\": %s, \"begin\": %" PRIu64
+               ", \"last\": %" PRIu64 ", \"block\": %" PRIu64 "}",
+               i ? "," : "", a->dev_id, a->held ? "true" : "false", a->begin, a->last,
+               a->block);
+    }
+    printf("]}\n");
+}
+
+/* What decides the exit code: damage, and leaks where they count. */
+static bool
+is_good(const struct tool *tool, const struct check_args *args, const struct report *rep,
+        const struct check_result *res)
+{
+    if (rep->nr_class[REPORT_DAMAGE])
+        return false;
+    if (args->strict &&
+        (res->leaked_metadata || res->leaked_data || rep->nr_class[REPORT_NOTE]))
+        return false;
+    /* thin_check fails on leaked metadata blocks, and never looks at data counts. */
+    return !(tool->as_official && !args->opts.ignore_non_fatal && res->leaked_metadata);
+}
+
+static int
+check_source(const struct tool *tool, const struct check_args *args,
+             struct meta_source *src, struct thin_error *err)
+{
+    struct report rep;
+    struct check_result res;
+    bool good = false;
+    int r;
+
+    report_init(&rep);
+    r = check_run(src, &args->opts, &rep, &res, err);
+    tool_progress_end();
+    if (r >= 0) {
+        good = is_good(tool, args, &rep, &res);
+        if (args->json) {
+            print_json(&rep, &res, good);
+        } else if (!args->quiet) {
+            print_report(&rep, &res);
+            if (res.sb_good && !args->opts.super_block_only)
+                print_summary(&rep, &res);
+        }
+    }
+    check_result_fini(&res);
+    report_fini(&rep);
+    return r < 0 ? r : good ? 0 : 1;
+}
+
+static int
+check(const struct tool *tool, const struct check_args *args, const char *path)
+{
+    bool writes = args->clear_needs_check || args->auto_repair;
+    struct meta_source *src = NULL;
+    struct thin_error err;
+    int r;
+
+    thin_error_init(&err);
+    r = tool_open(path,
+                  writes                     ? SOURCE_WRITE
+                  : args->opts.metadata_snap ? SOURCE_READ_SHARED
+                                             : SOURCE_READ,
+                  &src, &err);
+    if (r >= 0)
+        r = check_source(tool, args, src, &err);
+    source_close(src);
+    if (r >= 0)
+        return r;
+    if (args->quiet)
+        return 1;
+    return tool_fail(tool, r, &err);
+}
+
+int
+tool_check(const struct tool *tool, int argc, char **argv)
+{
+    enum { CLEAR = 256, AUTO, LAX, SKIP, SUPER, STRICT, JSON };
+    static const struct option longopts[] = {
+        {"quiet", no_argument, NULL, 'q'},
+        {"metadata-snap", optional_argument, NULL, 'm'},
+        {"clear-needs-check-flag", no_argument, NULL, CLEAR},
+        {"auto-repair", no_argument, NULL, AUTO},
+        {"ignore-non-fatal-errors", no_argument, NULL, LAX},
+        {"skip-mappings", no_argument, NULL, SKIP},
+        {"super-block-only", no_argument, NULL, SUPER},
+        {"strict", no_argument, NULL, STRICT},
+        {"json", no_argument, NULL, JSON},
+        TOOL_LONG_COMMON,
+    };
+    struct check_args args = {0};
+    const char *path;
+    int opt, exit_code;
+
+    while ((opt = getopt_long(argc, argv, "hVqm::", longopts, NULL)) != -1) {
+        if (tool_common_option(tool, opt, &exit_code))
+            return exit_code;
+        switch (opt) {
+        case 'q':
+            args.quiet = true;
+            break;
+        case 'm':
+            args.opts.metadata_snap = true;
+            if (optarg && !tool_number(optarg, &args.opts.snap_block))
+                return tool_misused(tool, "not a block number: '%s'", optarg);
+            break;
+        case CLEAR:
+            args.clear_needs_check = true;
+            break;
+        case AUTO:
+            args.auto_repair = true;
+            break;
+        case LAX:
+            args.opts.ignore_non_fatal = true;
+            break;
+        case SKIP:
+            args.opts.skip_mappings = true;
+            break;
+        case SUPER:
+            args.opts.super_block_only = true;
+            break;
+        case STRICT:
+            args.strict = true;
+            break;
+        default:
+            args.json = true;
+            break;
+        }
+    }
+    path = tool_argument(argc, argv);
+    if (!path)
+        return tool_misused(tool, "No input file provided.");
+    if ((args.clear_needs_check || args.auto_repair) && args.opts.metadata_snap)
+        return tool_misused(tool, "a metadata snapshot cannot be changed");
+    return check(tool, &args, path);
+}

@@ -1,0 +1,123 @@
+/* thinmeta dump, thin_dump: the metadata as text. */
+#include <string.h>
+
+#include "core/offline/live.h"
+#include "core/offline/text_write.h"
+#include "core/tools/tool.h"
+
+struct dump_args {
+    struct live_options live;
+    const struct ir_visitor *form;
+    const char *output;
+};
+
+static const struct ir_visitor *
+form_by_name(const char *name)
+{
+    if (strcmp(name, "xml") == 0)
+        return &xml_writer;
+    if (strcmp(name, "human_readable") == 0)
+        return &human_writer;
+    return strcmp(name, "json") == 0 ? &json_writer : NULL;
+}
+
+static int
+dump_to(const struct dump_args *args, struct meta_source *src, struct tool_output *out,
+        struct thin_error *err)
+{
+    struct textbuf text;
+    struct text_writer writer = {.text = &text};
+    int r = textbuf_init(&text, tool_output_write, out);
+
+    if (r < 0)
+        return thin_fail_code(err, r, "dump");
+    r = live_read(src, &args->live, args->form, &writer, err);
+    /* What came before the damage is still worth reading. */
+    if (r < 0)
+        (void)textbuf_flush(&text);
+    textbuf_fini(&text);
+    return r;
+}
+
+static int
+dump(const struct tool *tool, const struct dump_args *args, const char *path)
+{
+    struct meta_source *src = NULL;
+    struct tool_output out = {.fd = -1};
+    struct thin_error err;
+    int r;
+
+    thin_error_init(&err);
+    r = tool_open(path, args->live.metadata_snap ? SOURCE_READ_SHARED : SOURCE_READ, &src,
+                  &err);
+    if (r >= 0)
+        r = tool_output_open(&out, args->output, &err);
+    if (r >= 0)
+        r = dump_to(args, src, &out, &err);
+    if (r >= 0)
+        r = tool_output_close(&out, &err);
+    source_close(src);
+    tool_progress_end();
+    if (r < 0) {
+        tool_fail(tool, r, &err);
+        if (r == -THIN_E_CHECKSUM || r == -THIN_E_BAD_BLOCK)
+            fprintf(stderr,
+                    "%s: metadata contains errors (run `thinmeta check` for "
+                    "details), perhaps you wanted --repair\n",
+                    tool_name(tool));
+        return 1;
+    }
+    return 0;
+}
+
+int
+tool_dump(const struct tool *tool, int argc, char **argv)
+{
+    static const struct option longopts[] = {
+        {"format", required_argument, NULL, 'f'},
+        {"repair", no_argument, NULL, 'r'},
+        {"metadata-snap", optional_argument, NULL, 'm'},
+        {"dev-id", required_argument, NULL, 'd'},
+        {"skip-mappings", no_argument, NULL, 's'},
+        {"output", required_argument, NULL, 'o'},
+        TOOL_LONG_COMMON,
+    };
+    struct dump_args args = {.form = &xml_writer};
+    const char *path;
+    int opt, exit_code;
+
+    while ((opt = getopt_long(argc, argv, "hVrf:m::o:", longopts, NULL)) != -1) {
+        if (tool_common_option(tool, opt, &exit_code))
+            return exit_code;
+        switch (opt) {
+        case 'f':
+            args.form = form_by_name(optarg);
+            if (!args.form)
+                return tool_misused(tool, "unknown format '%s'", optarg);
+            break;
+        case 'r':
+            args.live.lenient = true;
+            break;
+        case 'm':
+            args.live.metadata_snap = true;
+            if (optarg && !tool_number(optarg, &args.live.snap_block))
+                return tool_misused(tool, "not a block number: '%s'", optarg);
+            break;
+        case 'd':
+            args.live.only_dev = true;
+            if (!tool_number(optarg, &args.live.dev_id))
+                return tool_misused(tool, "not a device id: '%s'", optarg);
+            break;
+        case 's':
+            args.live.skip_mappings = true;
+            break;
+        default:
+            args.output = optarg;
+            break;
+        }
+    }
+    path = tool_argument(argc, argv);
+    if (!path)
+        return tool_misused(tool, "No input file provided.");
+    return dump(tool, &args, path);
+}

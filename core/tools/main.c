@@ -1,0 +1,72 @@
+/* thinmeta: one verb for each tool; it also answers to the official tools' names. */
+#include <stdio.h>
+#include <string.h>
+
+#include "core/tools/tool.h"
+
+const struct tool tools[] = {
+    {.verb = "check",
+     .official = "thin_check",
+     .run = tool_check,
+     .synopsis = "[options] {device|file}",
+     .summary = "verify everything that can be verified",
+     .usage = "  -q, --quiet                    print nothing, the exit code tells\n"
+              "      --json                     print one JSON document\n"
+              "      --strict                   leaks and notes are faults too\n"
+              "  -m, --metadata-snap[=BLOCK]    check the held snapshot\n"
+              "      --super-block-only         look at the superblock only\n"
+              "      --skip-mappings            do not walk the mapping trees\n"
+              "      --ignore-non-fatal-errors  nodes may be too empty\n"
+              "      --clear-needs-check-flag   clear the flag if all is good\n"
+              "      --auto-repair              mend leaks and counters\n"},
+    {.verb = "dump",
+     .official = "thin_dump",
+     .run = tool_dump,
+     .synopsis = "[options] {device|file}",
+     .summary = "print the metadata as XML, text or JSON",
+     .usage = "  -f, --format xml|human_readable|json\n"
+              "  -r, --repair                   what can still be reached\n"
+              "  -m, --metadata-snap[=BLOCK]    the held snapshot\n"
+              "      --dev-id N                 one device\n"
+              "      --skip-mappings            devices only\n"
+              "  -o, --output FILE\n"},
+    {0},
+};
+
+static int
+usage(FILE *f)
+{
+    fprintf(f, "Usage: thinmeta VERB [options] ...   (thinmeta VERB --help)\n");
+    for (const struct tool *t = tools; t->verb; t++)
+        fprintf(f, "  %-8s %s\n", t->verb, t->summary);
+    return f == stderr ? 2 : 0;
+}
+
+int
+main(int argc, char **argv)
+{
+    const char *base = argc > 0 ? argv[0] : "thinmeta";
+
+    if (strrchr(base, '/'))
+        base = strrchr(base, '/') + 1;
+    for (const struct tool *t = tools; t->verb; t++)
+        if (t->official && strcmp(base, t->official) == 0) {
+            struct tool as = *t;
+
+            as.as_official = true;
+            return as.run(&as, argc, argv);
+        }
+    if (argc < 2)
+        return usage(stderr);
+    if (strcmp(argv[1], "--version") == 0 || strcmp(argv[1], "-V") == 0) {
+        printf("thinmeta %s\n", THIN_VERSION);
+        return 0;
+    }
+    if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0)
+        return usage(stdout);
+    for (const struct tool *t = tools; t->verb; t++)
+        if (strcmp(argv[1], t->verb) == 0)
+            return t->run(t, argc - 1, argv + 1);
+    fprintf(stderr, "thinmeta: no such verb: %s\n", argv[1]);
+    return usage(stderr);
+}

@@ -1,0 +1,219 @@
+#include "core/tools/tool.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#define PROGRESS_EVERY_MS 200
+
+/* A process has one terminal and one set of signals. */
+static volatile sig_atomic_t interrupted;
+static bool progress_shown;
+
+const char *
+tool_name(const struct tool *tool)
+{
+    static char name[64];
+
+    if (tool->as_official && tool->official)
+        return tool->official;
+    snprintf(name, sizeof(name), "thinmeta %s", tool->verb);
+    return name;
+}
+
+int
+tool_fail(const struct tool *tool, int code, const struct thin_error *err)
+{
+    tool_progress_end();
+    fprintf(stderr, "%s: %s\n", tool_name(tool), thin_error_text(err, code));
+    return 1;
+}
+
+int
+tool_misused(const struct tool *tool, const char *fmt, ...)
+{
+    va_list ap;
+
+    va_start(ap, fmt);
+    vfprintf(stderr, fmt, ap);
+    va_end(ap);
+    fprintf(stderr, "\nUsage: %s %s\n%s", tool_name(tool), tool->synopsis, tool->usage);
+    return tool->as_official ? 1 : 2;
+}
+
+bool
+tool_common_option(const struct tool *tool, int opt, int *ret_exit)
+{
+    switch (opt) {
+    case 'h':
+        printf("Usage: %s %s\n%s", tool_name(tool), tool->synopsis, tool->usage);
+        *ret_exit = 0;
+        return true;
+    case 'V':
+        /* The official tools print a bare number, which LVM compares with what it needs. */
+        if (tool->as_official)
+            printf("0.9.0\n");
+        else
+            printf("thinmeta %s\n", THIN_VERSION);
+        *ret_exit = 0;
+        return true;
+    case '?':
+        *ret_exit = tool_misused(tool, "%s", "wrong option");
+        return true;
+    default:
+        return false;
+    }
+}
+
+const char *
+tool_argument(int argc, char **argv)
+{
+    return optind == argc - 1 ? argv[optind] : NULL;
+}
+
+bool
+tool_number(const char *text, uint64_t *ret)
+{
+    char *end;
+    unsigned long long v;
+
+    if (*text < '0' || *text > '9')
+        return false;
+    errno = 0;
+    v = strtoull(text, &end, 10);
+    if (errno || *end)
+        return false;
+    *ret = v;
+    return true;
+}
+
+/* ---- progress --------------------------------------------------------------------------- */
+
+static void
+on_signal(int sig)
+{
+    (void)sig;
+    interrupted = 1;
+}
+
+static uint64_t
+now_ms(void)
+{
+    struct timespec ts;
+
+    clock_gettime(CLOCK_MONOTONIC, &ts);
+    return (uint64_t)ts.tv_sec * 1000 + (uint64_t)ts.tv_nsec / 1000000;
+}
+
+static int
+tick(void *arg, const char *what, uint64_t done, uint64_t total)
+{
+    static uint64_t last;
+    struct meta_source *src = arg;
+    uint64_t now;
+
+    if (interrupted)
+        return 1;
+    if (!isatty(STDERR_FILENO))
+        return 0;
+    now = now_ms();
+    if (!last)
+        last = now;
+    if (now - last < PROGRESS_EVERY_MS)
+        return 0;
+    last = now;
+    progress_shown = true;
+    if (what && total)
+        fprintf(stderr, "\r%s %" PRIu64 " of %" PRIu64 " \033[K", what, done, total);
+    else
+        fprintf(stderr, "\r%" PRIu64 " blocks read \033[K", src->nr_read);
+    return 0;
+}
+
+void
+tool_progress_end(void)
+{
+    if (progress_shown)
+        fprintf(stderr, "\r\033[K");
+    progress_shown = false;
+}
+
+int
+tool_open(const char *path, enum source_mode mode, struct meta_source **ret_src,
+          struct thin_error *err)
+{
+    /* Interrupted work ends at its next step and says so; a second signal kills. */
+    struct sigaction sa = {.sa_handler = on_signal, .sa_flags = (int)SA_RESETHAND};
+    int r = source_open_path(path, mode, ret_src, err);
+
+    if (r < 0)
+        return r;
+    sigaction(SIGINT, &sa, NULL);
+    sigaction(SIGTERM, &sa, NULL);
+    (*ret_src)->progress.tick = tick;
+    (*ret_src)->progress.arg = *ret_src;
+    return 0;
+}
+
+/* ---- output ----------------------------------------------------------------------------- */
+
+int
+tool_output_open(struct tool_output *out, const char *path, struct thin_error *err)
+{
+    out->path = path;
+    out->fd = STDOUT_FILENO;
+    if (!path)
+        return 0;
+    out->fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+    return out->fd < 0 ? thin_fail_code(err, -errno, "open %s", path) : 0;
+}
+
+int
+tool_output_write(void *arg, const char *bytes, size_t len)
+{
+    struct tool_output *out = arg;
+
+    while (len) {
+        ssize_t n = write(out->fd, bytes, len);
+
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n < 0)
+            return -errno;
+        bytes += n;
+        len -= (size_t)n;
+    }
+    return 0;
+}
+
+int
+tool_output_close(struct tool_output *out, struct thin_error *err)
+{
+    int fd = out->fd;
+
+    out->fd = -1;
+    if (out->path && fd >= 0 && close(fd) < 0)
+        return thin_fail_code(err, -errno, "close %s", out->path);
+    return 0;
+}
+
+void
+tool_json_string(FILE *f, const char *text)
+{
+    putc('"', f);
+    for (const unsigned char *p = (const unsigned char *)text; *p; p++) {
+        if (*p == '"' || *p == '\\')
+            fprintf(f, "\\%c", *p);
+        else if (*p < 0x20)
+            fprintf(f, "\\u%04x", *p);
+        else
+            putc(*p, f);
+    }
+    putc('"', f);
+}

@@ -1,0 +1,81 @@
+/*
+ * What the verbs of thinmeta share: the table in main.c, options, output, exit codes.
+ *
+ * Exit codes are those of thin-provisioning-tools: 0 done, 1 refused, failed or damage
+ * found. A wrong command line is 2, or 1 under one of the official tools' names.
+ */
+#ifndef THIN_CORE_TOOLS_TOOL_H
+#define THIN_CORE_TOOLS_TOOL_H
+
+#include <getopt.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+
+#include "core/base/error.h"
+#include "core/offline/source.h"
+#include "core/offline/textbuf.h"
+
+struct tool {
+    const char *verb;     /* "check" */
+    const char *official; /* "thin_check", or NULL where there is none */
+    int (*run)(const struct tool *tool, int argc, char **argv);
+    const char *usage;    /* the lines of options */
+    const char *synopsis; /* what follows the name */
+    const char *summary;
+    bool as_official; /* called by the official name */
+};
+
+extern const struct tool tools[];
+
+int tool_check(const struct tool *tool, int argc, char **argv);
+int tool_dump(const struct tool *tool, int argc, char **argv);
+
+/* "thinmeta check" or "thin_check". Lives as long as the process. */
+const char *tool_name(const struct tool *tool);
+
+/* Prints one line "NAME: words" on stderr; returns the exit code 1. */
+int tool_fail(const struct tool *tool, int code, const struct thin_error *err);
+
+/* Prints words and usage on stderr; returns the exit code of a wrong command line. */
+int tool_misused(const struct tool *tool, const char *fmt, ...) PRINTF_LIKE(2, 3);
+
+/*
+ * Options that every verb knows: -h, --help, -V, --version. True if `opt` was one; then
+ * *ret_exit is what to return. '?' (unknown) is one of them.
+ */
+bool tool_common_option(const struct tool *tool, int opt, int *ret_exit);
+
+#define TOOL_LONG_COMMON                                                   \
+    {"help", no_argument, NULL, 'h'}, {"version", no_argument, NULL, 'V'}, \
+    {                                                                      \
+        0                                                                  \
+    }
+
+/* The one argument that is left, or NULL. */
+const char *tool_argument(int argc, char **argv);
+
+/* A number in decimal, all of the text. */
+bool tool_number(const char *text, uint64_t *ret);
+
+/* Opens a source with progress on a terminal. */
+int tool_open(const char *path, enum source_mode mode, struct meta_source **ret_src,
+              struct thin_error *err);
+/* Ends the progress line if there is one. */
+void tool_progress_end(void);
+
+/* A file to write text to: stdout or `path`. */
+struct tool_output {
+    int fd;
+    const char *path; /* NULL: stdout */
+};
+int tool_output_open(struct tool_output *out, const char *path, struct thin_error *err);
+/* A sink for textbuf; `arg` is the struct tool_output. */
+int tool_output_write(void *arg, const char *bytes, size_t len);
+/* Reads the result of the last writes. */
+int tool_output_close(struct tool_output *out, struct thin_error *err);
+
+/* Writes text as a JSON string with its quotes. */
+void tool_json_string(FILE *f, const char *text);
+
+#endif
