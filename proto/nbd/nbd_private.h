@@ -2,9 +2,9 @@
 #ifndef THIN_PROTO_NBD_PRIVATE_H
 #define THIN_PROTO_NBD_PRIVATE_H
 
+#include <errno.h>
 #include <sys/queue.h>
 
-#include <errno.h>
 #include "core/base/assert.h"
 #include "proto/nbd/nbd_server.h"
 #include "proto/nbd/nbd_wire.h"
