@@ -1,7 +1,7 @@
 /*
  * Non-blocking bytes to a peer: a plain descriptor or TLS on one. Knows no event loop:
  * it says what to wait for, the owner watches the descriptor and calls again. One
- * thread at a time; may move to another between calls.
+ * thread at a time; may move to another between calls. Raises no SIGPIPE.
  *
  * TLS policy: 1.3 only for our own protocol (NBD's STARTTLS also takes 1.2), both
  * sides with certificates, AES-GCM first where the processor has it, no session
@@ -53,7 +53,7 @@ int channel_handshake(struct channel *channel, struct thin_error *err);
 
 /*
  * The peer's name after a TLS handshake, "cert:NAME": first URI SAN thin:NAME, else
- * first DNS SAN, else CN. Empty on plain channels.
+ * first DNS SAN, else CN; printable ASCII without blanks. Empty on plain channels.
  */
 const char *channel_identity(const struct channel *channel);
 
@@ -64,14 +64,20 @@ const char *channel_identity(const struct channel *channel);
 ssize_t channel_read(struct channel *channel, void *bytes, size_t len_bytes,
                      struct thin_error *err);
 
-/* Bytes taken (maybe fewer), -EAGAIN, or final codes. Small pieces are gathered into
-   few records. After -EAGAIN the same bytes must be offered again. */
+/*
+ * Bytes taken (maybe fewer), -EAGAIN, or final codes. Small pieces are gathered into
+ * few records. After -EAGAIN, or fewer than offered, the bytes that were not taken must
+ * be offered again, first and unchanged in length; more may follow them. (TLS may hold
+ * them encrypted already.)
+ */
 ssize_t channel_writev(struct channel *channel, const struct iovec *iov, unsigned nr_iov,
                        struct thin_error *err);
 
-/* What the last -EAGAIN waits for: CHANNEL_WANT_ bits. A TLS read may want to write. */
+/* What the last -EAGAINs of handshake, read and write wait for: CHANNEL_WANT_ bits. A TLS
+   read may want to write. Each call that gets on takes its own wish back. */
 unsigned channel_wants(const struct channel *channel);
-/* True if a read would give bytes without the descriptor being ready. */
+/* True if a read might give bytes without the descriptor being ready: read once more
+   before waiting. Never true after a read that said -EAGAIN. */
 bool channel_pending(const struct channel *channel);
 
 #endif
