@@ -303,7 +303,7 @@ metadata_unmap_step(struct metadata *md, uint32_t id, vblock_t begin, vblock_t e
 {
     struct md_device *dev;
     uint8_t value[VALUE_SIZE_MAPPING];
-    uint64_t first;
+    uint64_t first = 0;
     bool found = false;
     int r;
 

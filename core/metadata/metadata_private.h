@@ -9,10 +9,22 @@
 #ifndef THIN_CORE_METADATA_METADATA_PRIVATE_H
 #define THIN_CORE_METADATA_METADATA_PRIVATE_H
 
+#include <string.h>
 #include <sys/queue.h>
 
-/* A hash table that cannot grow leaves the element out: see device_add. */
+/*
+ * A hash table that cannot grow leaves the element out: see device_add. Keys are device
+ * ids of 4 bytes; uthash's own function for any bytes does more than they need (and
+ * falls through its cases without saying so, which clang minds).
+ */
 #define HASH_NONFATAL_OOM 1
+#define HASH_FUNCTION(keyptr, keylen, hashv)           \
+    do {                                               \
+        uint32_t hash_key;                             \
+        memcpy(&hash_key, (keyptr), sizeof(hash_key)); \
+        (hashv) = hash_key * 2654435761u;              \
+        (hashv) ^= (hashv) >> 15;                      \
+    } while (0)
 #include <uthash.h>
 
 #include "core/base/assert.h"
