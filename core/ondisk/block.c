@@ -4,6 +4,7 @@
 
 #include "core/base/bytes.h"
 #include "core/base/crc32c.h"
+#include "core/ondisk/superblock.h"
 
 /* All four kinds keep their own number in the same place. */
 #define OWN_NUMBER_OFFSET 8
@@ -43,6 +44,12 @@ block_seal(enum block_kind kind, void *block, mblock_t location)
     store_le32(block, block_checksum(kind, block));
 }
 
+static bool
+is_all_zeros(const uint8_t *block)
+{
+    return block[0] == 0 && memcmp(block, block + 1, METADATA_BLOCK_SIZE - 1) == 0;
+}
+
 int
 block_check(enum block_kind kind, const void *block, mblock_t location,
             struct thin_error *err)
@@ -51,6 +58,14 @@ block_check(enum block_kind kind, const void *block, mblock_t location,
     uint32_t found = load_le32(block);
     uint64_t own = load_le64((const char *)block + OWN_NUMBER_OFFSET);
 
+    /* Magic before checksum, as the kernel looks: a device that never held a pool is
+       not a damaged one. */
+    if (kind == BLOCK_SUPERBLOCK && !superblock_is_thin(block))
+        return thin_fail(err, -THIN_E_NOT_THIN,
+                         "metadata block %" PRIu64 " is no thin-pool superblock (%s)",
+                         location,
+                         is_all_zeros(block) ? "all zeros: not formatted"
+                                             : "other magic number");
     if (found != wanted)
         return thin_fail(err, -THIN_E_CHECKSUM,
                          "metadata block %" PRIu64 " (%s): checksum is %08" PRIx32

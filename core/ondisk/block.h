@@ -34,7 +34,7 @@ void block_seal(enum block_kind kind, void *block, mblock_t location);
 
 /*
  * Checks checksum and own number. -THIN_E_CHECKSUM or -THIN_E_BAD_BLOCK, with both
- * values in words.
+ * values in words; -THIN_E_NOT_THIN for a superblock without the magic, looked at first.
  */
 int block_check(enum block_kind kind, const void *block, mblock_t location,
                 struct thin_error *err);
