@@ -1,0 +1,60 @@
+/*
+ * Which holder has which volume open, and how, for every protocol. One attachment is
+ * one (volume, identity): NBD connections of the same identity share it; a session of
+ * our own protocol holds it by its id.
+ *
+ * Read-write is exclusive unless all holders ask for shared; read-only opens are always
+ * allowed beside a writer. Each read-write open by another holder than the last one
+ * raises the volume's epoch in the catalogue, durable before the answer; a change that
+ * carries an older epoch is STALE. Main loop only.
+ */
+#ifndef THIN_SERVER_ATTACH_H
+#define THIN_SERVER_ATTACH_H
+
+#include "core/pool/pool.h"
+#include "server/server.h"
+
+struct attach_table;
+
+/* One open of one volume by one connection or session handle. */
+struct attachment {
+    struct volume *volume;
+    bool read_only;
+    uint64_t epoch;
+    /* The table's. */
+    struct attach_volume *entry;
+    TAILQ_ENTRY(attachment) link;
+};
+
+struct attach_request {
+    const char *pool, *volume; /* copied */
+    const char *holder;        /* identity; copied */
+    uint64_t session;          /* 0 for NBD: the identity is the holder */
+    bool read_only;
+    bool fall_back_read_only; /* another holder has it: open read-only instead */
+    bool shared, steal;
+};
+
+int attach_create(struct server *server, struct attach_table **ret);
+void attach_destroy(struct attach_table *table); /* nothing is open */
+
+/*
+ * Opens. `opened` on a turn of its own: 0 and an attachment (the caller's until
+ * attach_close), -THIN_E_NOT_FOUND, -THIN_E_BUSY with the holder's name, pool errors.
+ */
+void attach_open(struct attach_table *table, const struct attach_request *request,
+                 void (*opened)(void *arg, struct attachment *attachment, int result,
+                                const struct thin_error *err),
+                 void *arg);
+
+/* No request of it in flight. Frees it. */
+void attach_close(struct attach_table *table, struct attachment *attachment);
+
+/* 0, or -THIN_E_STALE: somebody else attached since. For changes, at submission. */
+int attach_check(const struct attachment *attachment, uint64_t epoch);
+
+/* Who holds it read-write now: identity, or "" . */
+const char *attach_holder(const struct attach_table *table, const char *pool,
+                          const char *volume);
+
+#endif

@@ -1,0 +1,910 @@
+#include "server/pools.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "core/base/assert.h"
+#include "core/base/checked.h"
+#include "core/base/cleanup.h"
+#include "core/base/random.h"
+#include "core/ondisk/superblock.h"
+#include "server/pools_store.h"
+#include "server/probe.h"
+
+TAILQ_HEAD(server_pool_list, server_pool);
+
+struct pools {
+    struct server *server;
+    struct server_pool_list list; /* in order of names */
+    unsigned nr;
+    uint8_t host_id[16], boot_id[16];
+
+    void (*settled)(void *arg);
+    void *settled_arg;
+    unsigned opening; /* that `settled` waits for */
+    void (*stopped)(void *arg);
+    void *stopped_arg;
+    struct thin_task check_task; /* settled or stopped may have come true */
+};
+
+/* One thing asked of a pool, from the call to its `done`. */
+struct pool_job {
+    struct blocking_job job;
+    struct pools *pools;
+    struct server_pool *sp;
+    struct pools_done done;
+    enum { JOB_NEW, JOB_IMPORT, JOB_OPEN, JOB_STORE, JOB_FORGET, JOB_DESTROY } kind;
+    bool force;
+    uint64_t data_size, metadata_size;
+    uint32_t block_size;
+    uint32_t catalogue_id;
+    struct pool_import_volume *volumes;
+    char (*volume_names)[THIN_NAME_MAX + 1];
+    uint32_t nr_volumes;
+
+    struct device *data, *metadata; /* opened by the helper */
+    bool made_data, made_metadata;
+    struct server_pool copy; /* what the helper writes down */
+    int result;
+    struct thin_error err;
+    struct thin_task task;
+};
+
+const char *
+pools_state_name(enum pools_state state)
+{
+    static const char *const names[] = {"closed", "opening", "open", "closing", "failed"};
+
+    return names[state];
+}
+
+/* ---- the list ------------------------------------------------------------------------- */
+
+struct server_pool *
+pools_find(struct pools *pools, const char *name)
+{
+    struct server_pool *sp;
+
+    TAILQ_FOREACH(sp, &pools->list, link)
+        if (strcmp(sp->name, name) == 0)
+            return sp;
+    return NULL;
+}
+
+struct server_pool *
+pools_next(struct pools *pools, const struct server_pool *after)
+{
+    return after ? TAILQ_NEXT(after, link) : TAILQ_FIRST(&pools->list);
+}
+
+static int
+no_such_pool(const char *name, struct thin_error *err)
+{
+    return thin_fail(err, -THIN_E_NOT_FOUND, "no such pool: %s", name);
+}
+
+struct pool *
+pools_find_open(struct pools *pools, const char *name, int *ret_code,
+                struct thin_error *err)
+{
+    struct server_pool *sp = pools_find(pools, name);
+
+    if (!sp) {
+        *ret_code = no_such_pool(name, err);
+        return NULL;
+    }
+    if (sp->state != POOLS_OPEN) {
+        *ret_code = thin_fail(err, -THIN_E_BUSY, "pool %s is %s%s%s", name,
+                              pools_state_name(sp->state), sp->why.code ? ": " : "",
+                              sp->why.code ? sp->why.text : "");
+        return NULL;
+    }
+    return sp->pool;
+}
+
+static struct server_pool *
+add_pool(struct pools *pools, const char *name)
+{
+    struct server_pool *sp = calloc(1, sizeof(*sp)), *after;
+
+    if (!sp)
+        return NULL;
+    snprintf(sp->name, sizeof(sp->name), "%s", name);
+    sp->pools = pools;
+    sp->config = pools->server->config.pool;
+    sp->direct = pools->server->config.io_direct;
+    pools->nr++;
+    TAILQ_FOREACH(after, &pools->list, link)
+        if (strcmp(after->name, name) > 0) {
+            TAILQ_INSERT_BEFORE(after, sp, link);
+            return sp;
+        }
+    TAILQ_INSERT_TAIL(&pools->list, sp, link);
+    return sp;
+}
+
+static void
+drop_pool(struct server_pool *sp)
+{
+    TAILQ_REMOVE(&sp->pools->list, sp, link);
+    sp->pools->nr--;
+    free(sp);
+}
+
+/* ---- jobs ------------------------------------------------------------------------------ */
+
+static struct pool_job *
+job_create(struct pools *pools, struct server_pool *sp, int kind, struct pools_done done)
+{
+    struct pool_job *j = calloc(1, sizeof(*j));
+
+    if (!j)
+        return NULL;
+    j->pools = pools;
+    j->sp = sp;
+    j->kind = kind;
+    j->done = done;
+    thin_error_init(&j->err);
+    return j;
+}
+
+static void
+finish_task(struct thin_task *task)
+{
+    struct pool_job *j = container_of(task, struct pool_job, task);
+
+    if (j->done.fn)
+        j->done.fn(j->done.arg, j->result, &j->err);
+    free(j->volumes);
+    free(j->volume_names);
+    free(j);
+}
+
+/* Answers on a turn of its own. */
+static void
+job_finish(struct pool_job *j, int result)
+{
+    j->result = result;
+    j->task.run = finish_task;
+    loop_defer(j->pools->server->thin_loop, &j->task);
+    loop_defer(j->pools->server->thin_loop, &j->pools->check_task);
+}
+
+/* For mistakes found before there is a pool to speak of. */
+static void
+refuse(struct pools *pools, struct pools_done done, int code,
+       const struct thin_error *err)
+{
+    struct pool_job *j = job_create(pools, NULL, JOB_STORE, done);
+
+    if (!j) {
+        done.fn(done.arg, -ENOMEM, NULL);
+        return;
+    }
+    if (err)
+        j->err = *err;
+    job_finish(j, code);
+}
+
+static void
+submit(struct pool_job *j, void (*work)(struct blocking_job *),
+       void (*done)(struct blocking_job *))
+{
+    j->job.work = work;
+    j->job.done = done;
+    j->job.loop = j->pools->server->loop;
+    j->copy = *j->sp;
+    blocking_submit(j->pools->server->blocking, &j->job);
+}
+
+static const char *
+state_dir(const struct pool_job *j)
+{
+    return j->pools->server->config.state_dir;
+}
+
+/* ---- helper thread: devices -------------------------------------------------------------- */
+
+/* Metadata for a pool of `data_bytes`: 64 bytes for each data block, at least 16 MiB. */
+static uint64_t
+metadata_size_for(uint64_t data_bytes, uint32_t block_size)
+{
+    uint64_t size = round_up_u64(div_up_u64(data_bytes, block_size) * 64, 1u << 20);
+
+    size = max_u64(size, 16u << 20);
+    return min_u64(size, (uint64_t)METADATA_BLOCKS_MAX * METADATA_BLOCK_SIZE);
+}
+
+static int
+open_devices(struct pool_job *j)
+{
+    struct device_file_params params = {.path = j->copy.metadata_path, .direct = false};
+    int r = device_file_open(j->pools->server->thin_loop, &params, &j->metadata, &j->err);
+
+    if (r < 0)
+        return r;
+    params.path = j->copy.data_path;
+    params.direct = j->copy.direct;
+    r = device_file_open(j->pools->server->thin_loop, &params, &j->data, &j->err);
+    return r;
+}
+
+/* What stands at both places, and that it may be used so. */
+static int
+inspect(struct pool_job *j, struct probe_file *data, struct probe_file *metadata)
+{
+    int r = probe_path(j->copy.data_path, data, &j->err);
+
+    if (r == 0)
+        r = probe_path(j->copy.metadata_path, metadata, &j->err);
+    if (r < 0)
+        return r;
+    if (strcmp(j->copy.data_path, j->copy.metadata_path) == 0 ||
+        (data->exists && metadata->exists && data->dev == metadata->dev &&
+         data->ino == metadata->ino))
+        return thin_fail(&j->err, -THIN_E_INVALID,
+                         "data and metadata are the same device: %s", j->copy.data_path);
+    return 0;
+}
+
+static void
+undo_made_files(struct pool_job *j)
+{
+    if (j->made_data)
+        unlink(j->copy.data_path);
+    if (j->made_metadata)
+        unlink(j->copy.metadata_path);
+}
+
+static int
+make_devices(struct pool_job *j)
+{
+    struct probe_file data, metadata;
+    uint64_t data_size, metadata_size;
+    int r = inspect(j, &data, &metadata);
+
+    if (r < 0)
+        return r;
+    if (!data.exists && !j->data_size)
+        return thin_fail(&j->err, -THIN_E_INVALID,
+                         "%s does not exist; say PATH:SIZE to have it made",
+                         j->copy.data_path);
+    data_size = data.exists ? data.size : j->data_size;
+    if (data_size < j->block_size)
+        return thin_fail(&j->err, -THIN_E_INVALID,
+                         "%s: %" PRIu64 " bytes hold no data block of %" PRIu32,
+                         j->copy.data_path, data_size, j->block_size);
+    metadata_size = metadata.exists    ? metadata.size
+                    : j->metadata_size ? j->metadata_size
+                                       : metadata_size_for(data_size, j->block_size);
+    if (metadata_size < POOLS_METADATA_MIN)
+        return thin_fail(&j->err, -THIN_E_INVALID,
+                         "%s: %" PRIu64 " bytes of metadata, at least 4M are needed",
+                         j->copy.metadata_path, metadata_size);
+    if (!j->force && data.exists)
+        r = probe_signatures(j->copy.data_path, &j->err);
+    if (r == 0 && !j->force && metadata.exists)
+        r = probe_signatures(j->copy.metadata_path, &j->err);
+    if (r == 0 && !metadata.exists) {
+        r = probe_make_file(j->copy.metadata_path, metadata_size, true, &j->err);
+        j->made_metadata = r == 0;
+    }
+    if (r == 0 && !data.exists) {
+        r = probe_make_file(j->copy.data_path, data_size, false, &j->err);
+        j->made_data = r == 0;
+    }
+    return r;
+}
+
+static void
+work_open(struct blocking_job *job)
+{
+    struct pool_job *j = container_of(job, struct pool_job, job);
+    struct probe_file data, metadata;
+    int r;
+
+    if (j->kind == JOB_NEW) {
+        r = make_devices(j);
+    } else {
+        r = inspect(j, &data, &metadata);
+        if (r == 0 && !(data.exists && metadata.exists))
+            r = thin_fail_code(&j->err, -ENOENT, "%s",
+                               data.exists ? j->copy.metadata_path : j->copy.data_path);
+    }
+    if (r == 0)
+        r = open_devices(j);
+    j->result = r;
+}
+
+/* ---- main loop: from devices to an open pool ----------------------------------------------- */
+
+static void
+pool_event(void *arg, struct pool *pool, const char *event, const char *words)
+{
+    struct server_pool *sp = arg;
+
+    (void)pool;
+    log_notice("pool %s: %s pool=%s", event, words, sp->name);
+}
+
+static void
+work_store(struct blocking_job *job)
+{
+    struct pool_job *j = container_of(job, struct pool_job, job);
+
+    j->result = pools_store_write(state_dir(j), &j->copy, &j->err);
+}
+
+/* The pool is open and written down. */
+static void
+stored_open(struct blocking_job *job)
+{
+    struct pool_job *j = container_of(job, struct pool_job, job);
+
+    if (j->result < 0)
+        log_error("pool is open, but it could not be written down: %s pool=%s",
+                  j->err.text, j->sp->name);
+    j->sp->state = POOLS_OPEN;
+    job_finish(j, j->result);
+}
+
+static void
+undo_open_work(struct blocking_job *job)
+{
+    undo_made_files(container_of(job, struct pool_job, job));
+}
+
+static void
+undo_open_done(struct blocking_job *job)
+{
+    struct pool_job *j = container_of(job, struct pool_job, job);
+    struct server_pool *sp = j->sp;
+
+    j->sp = NULL;
+    drop_pool(sp);
+    job_finish(j, j->result);
+}
+
+/* A pool that was known stays known as failed; a new one leaves no trace. */
+static void
+open_failed(struct pool_job *j, int result)
+{
+    struct server_pool *sp = j->sp;
+
+    j->result = result;
+    if (j->kind == JOB_NEW || j->kind == JOB_IMPORT) {
+        j->job.work = undo_open_work;
+        j->job.done = undo_open_done;
+        blocking_submit(j->pools->server->blocking, &j->job);
+        return;
+    }
+    log_error("pool cannot be opened: %s pool=%s", thin_error_text(&j->err, result),
+              sp->name);
+    sp->state = POOLS_FAILED;
+    sp->why = j->err;
+    job_finish(j, result);
+}
+
+static void
+pool_opened(void *arg, struct pool *pool, int result, const struct thin_error *err)
+{
+    struct pool_job *j = arg;
+
+    if (result < 0) {
+        if (err)
+            j->err = *err;
+        open_failed(j, result);
+        return;
+    }
+    j->sp->pool = pool;
+    j->sp->want_open = true;
+    if (j->kind == JOB_NEW) {
+        j->sp->data_is_ours = j->made_data;
+        j->sp->metadata_is_ours = j->made_metadata;
+    }
+    thin_error_init(&j->sp->why);
+    log_notice("pool is open pool=%s data=%s metadata=%s", j->sp->name, j->sp->data_path,
+               j->sp->metadata_path);
+    submit(j, work_store, stored_open);
+}
+
+static void
+device_closed(void *arg)
+{
+    struct pool_job *j = arg;
+
+    j->data = NULL;
+    open_failed(j, j->result);
+}
+
+static void
+metadata_closed(void *arg)
+{
+    struct pool_job *j = arg;
+
+    j->metadata = NULL;
+    if (j->data)
+        device_close(j->data, device_closed, j);
+    else
+        open_failed(j, j->result);
+}
+
+static void
+devices_open(struct blocking_job *job)
+{
+    struct pool_job *j = container_of(job, struct pool_job, job);
+    struct pool_params params = {0};
+
+    if (j->result < 0) {
+        if (j->metadata)
+            device_close(j->metadata, metadata_closed, j);
+        else
+            open_failed(j, j->result);
+        return;
+    }
+    params.loop = j->pools->server->thin_loop;
+    params.name = j->sp->name;
+    params.data = j->data;
+    params.metadata = j->metadata;
+    params.config = j->sp->config;
+    params.wall_clock_s = (uint64_t)time(NULL);
+    memcpy(params.owner_host, j->pools->host_id, sizeof(params.owner_host));
+    memcpy(params.owner_boot, j->pools->boot_id, sizeof(params.owner_boot));
+    params.format = j->kind == JOB_NEW;
+    params.data_block_sectors = j->block_size / SECTOR_SIZE;
+    params.import = j->kind == JOB_IMPORT;
+    params.import_catalogue_id = j->catalogue_id;
+    params.import_volumes = j->volumes;
+    params.nr_import_volumes = j->nr_volumes;
+    params.event = pool_event;
+    params.event_arg = j->sp;
+    if (random_secret(&params.seed, sizeof(params.seed)) < 0)
+        params.seed = (uint64_t)time(NULL);
+    j->data = j->metadata = NULL; /* the pool's now */
+    pool_open(&params, pool_opened, j);
+}
+
+static void
+start_open(struct pool_job *j)
+{
+    j->sp->state = POOLS_OPENING;
+    submit(j, work_open, devices_open);
+}
+
+/* ---- the calls -------------------------------------------------------------------------- */
+
+static struct pool_job *
+begin_new(struct pools *pools, const char *name, const char *data, const char *metadata,
+          int kind, struct pools_done done)
+{
+    struct thin_error err;
+    struct pool_job *j;
+    struct server_pool *sp;
+    int r = name_check(name, strlen(name), &err);
+
+    if (r == 0 && pools_find(pools, name))
+        r = thin_fail(&err, -THIN_E_EXISTS, "pool %s exists already", name);
+    if (r == 0 && pools->nr == POOLS_MAX)
+        r = thin_fail(&err, -THIN_E_LIMIT, "no more than %u pools", POOLS_MAX);
+    if (r == 0 && (strlen(data) >= POOLS_PATH_MAX || strlen(metadata) >= POOLS_PATH_MAX ||
+                   strchr(data, '\n') || strchr(metadata, '\n')))
+        r = thin_fail(&err, -THIN_E_INVALID, "path is too long or has a line break");
+    if (r < 0) {
+        refuse(pools, done, r, &err);
+        return NULL;
+    }
+    sp = add_pool(pools, name);
+    j = sp ? job_create(pools, sp, kind, done) : NULL;
+    if (!j) {
+        if (sp)
+            drop_pool(sp);
+        refuse(pools, done, -ENOMEM, NULL);
+        return NULL;
+    }
+    snprintf(sp->data_path, sizeof(sp->data_path), "%s", data);
+    snprintf(sp->metadata_path, sizeof(sp->metadata_path), "%s", metadata);
+    return j;
+}
+
+void
+pools_new(struct pools *pools, const struct pools_create_spec *spec,
+          struct pools_done done)
+{
+    struct pool_job *j =
+        begin_new(pools, spec->name, spec->data, spec->metadata, JOB_NEW, done);
+
+    if (!j)
+        return;
+    j->sp->config = spec->config;
+    j->force = spec->force;
+    j->data_size = spec->data_size;
+    j->metadata_size = spec->metadata_size;
+    j->block_size = spec->block_size;
+    start_open(j);
+}
+
+void
+pools_import(struct pools *pools, const struct pools_import_spec *spec,
+             struct pools_done done)
+{
+    struct pool_job *j =
+        begin_new(pools, spec->name, spec->data, spec->metadata, JOB_IMPORT, done);
+    uint32_t nr = spec->nr_volumes;
+
+    if (!j)
+        return;
+    j->catalogue_id = spec->catalogue_id;
+    j->nr_volumes = nr;
+    if (nr) {
+        j->volumes = calloc(nr, sizeof(*j->volumes));
+        j->volume_names = calloc(nr, sizeof(*j->volume_names));
+    }
+    if (nr && (!j->volumes || !j->volume_names)) {
+        open_failed(j, thin_fail_code(&j->err, -ENOMEM, "import"));
+        return;
+    }
+    for (uint32_t i = 0; i < nr; i++) {
+        j->volumes[i] = spec->volumes[i];
+        if (spec->volumes[i].name) {
+            snprintf(j->volume_names[i], sizeof(j->volume_names[i]), "%s",
+                     spec->volumes[i].name);
+            j->volumes[i].name = j->volume_names[i];
+        }
+    }
+    start_open(j);
+}
+
+/* A job on a known pool that must be in one of two states. NULL: refused already. */
+static struct pool_job *
+begin_on(struct pools *pools, const char *name, enum pools_state a, enum pools_state b,
+         int kind, struct pools_done done)
+{
+    struct server_pool *sp = pools_find(pools, name);
+    struct thin_error err;
+    struct pool_job *j;
+
+    if (!sp) {
+        refuse(pools, done, no_such_pool(name, &err), &err);
+        return NULL;
+    }
+    if (sp->state != a && sp->state != b) {
+        refuse(pools, done,
+               thin_fail(&err, -THIN_E_BUSY, "pool %s is %s", name,
+                         pools_state_name(sp->state)),
+               &err);
+        return NULL;
+    }
+    j = job_create(pools, sp, kind, done);
+    if (!j)
+        refuse(pools, done, -ENOMEM, NULL);
+    return j;
+}
+
+void
+pools_open(struct pools *pools, const char *name, struct pools_done done)
+{
+    struct pool_job *j =
+        begin_on(pools, name, POOLS_CLOSED, POOLS_FAILED, JOB_OPEN, done);
+
+    if (j)
+        start_open(j);
+}
+
+static void
+stored_closed(struct blocking_job *job)
+{
+    struct pool_job *j = container_of(job, struct pool_job, job);
+
+    j->sp->state = POOLS_CLOSED;
+    job_finish(j, j->result);
+}
+
+static void
+pool_closed(void *arg, int result, const struct thin_error *err)
+{
+    struct pool_job *j = arg;
+
+    if (result == -THIN_E_BUSY) {
+        j->err = *err;
+        j->sp->state = POOLS_OPEN;
+        job_finish(j, result);
+        return;
+    }
+    j->sp->pool = NULL;
+    if (result < 0) {
+        log_error("pool closed with an error: %s pool=%s", thin_error_text(err, result),
+                  j->sp->name);
+        if (err)
+            j->sp->why = *err;
+    }
+    if (!j->pools->stopped)
+        j->sp->want_open = false;
+    log_notice("pool is closed pool=%s", j->sp->name);
+    submit(j, work_store, stored_closed);
+}
+
+static void
+close_one(struct pool_job *j, bool force)
+{
+    j->sp->state = POOLS_CLOSING;
+    pool_close(j->sp->pool, force, (struct pool_done){pool_closed, j});
+}
+
+void
+pools_close(struct pools *pools, const char *name, bool force, struct pools_done done)
+{
+    struct pool_job *j = begin_on(pools, name, POOLS_OPEN, POOLS_OPEN, JOB_STORE, done);
+
+    if (j)
+        close_one(j, force);
+}
+
+static void
+work_forget(struct blocking_job *job)
+{
+    struct pool_job *j = container_of(job, struct pool_job, job);
+
+    j->result = 0;
+    if (j->kind == JOB_DESTROY) {
+        j->result = probe_wipe_superblock(j->copy.metadata_path, &j->err);
+        j->made_data = j->copy.data_is_ours;
+        j->made_metadata = j->copy.metadata_is_ours;
+        if (j->result == 0)
+            undo_made_files(j);
+    }
+    if (j->result == 0)
+        j->result = pools_store_remove(state_dir(j), j->copy.name, &j->err);
+}
+
+static void
+forgotten(struct blocking_job *job)
+{
+    struct pool_job *j = container_of(job, struct pool_job, job);
+
+    if (j->result == 0) {
+        log_notice("pool is %s pool=%s",
+                   j->kind == JOB_DESTROY ? "destroyed" : "no longer known", j->sp->name);
+        drop_pool(j->sp);
+    } else {
+        j->sp->state = POOLS_CLOSED;
+    }
+    j->sp = NULL;
+    job_finish(j, j->result);
+}
+
+static void
+start_forget(struct pool_job *j)
+{
+    j->sp->state = POOLS_CLOSING;
+    submit(j, work_forget, forgotten);
+}
+
+void
+pools_forget(struct pools *pools, const char *name, struct pools_done done)
+{
+    struct pool_job *j =
+        begin_on(pools, name, POOLS_CLOSED, POOLS_FAILED, JOB_FORGET, done);
+
+    if (j)
+        start_forget(j);
+}
+
+static void
+closed_to_destroy(void *arg, int result, const struct thin_error *err)
+{
+    struct pool_job *j = arg;
+
+    if (result == -THIN_E_BUSY) {
+        pool_closed(j, result, err);
+        return;
+    }
+    j->sp->pool = NULL;
+    start_forget(j);
+}
+
+void
+pools_destroy(struct pools *pools, const char *name, struct pools_done done)
+{
+    struct server_pool *sp = pools_find(pools, name);
+    struct pool_job *j;
+
+    if (sp && sp->state == POOLS_FAILED)
+        sp->state = POOLS_CLOSED;
+    j = begin_on(pools, name, POOLS_OPEN, POOLS_CLOSED, JOB_DESTROY, done);
+    if (!j)
+        return;
+    if (j->sp->state == POOLS_CLOSED) {
+        start_forget(j);
+        return;
+    }
+    j->sp->state = POOLS_CLOSING;
+    pool_close(j->sp->pool, false, (struct pool_done){closed_to_destroy, j});
+}
+
+static void
+stored_set(struct blocking_job *job)
+{
+    struct pool_job *j = container_of(job, struct pool_job, job);
+
+    job_finish(j, j->result);
+}
+
+void
+pools_set(struct pools *pools, const char *name, const struct pool_config *config,
+          struct pools_done done)
+{
+    struct pool_job *j = begin_on(pools, name, POOLS_OPEN, POOLS_CLOSED, JOB_STORE, done);
+
+    if (!j)
+        return;
+    j->sp->config = *config;
+    if (j->sp->pool)
+        pool_set_config(j->sp->pool, config);
+    submit(j, work_store, stored_set);
+}
+
+/* ---- start and stop ------------------------------------------------------------------------ */
+
+static bool
+is_busy(const struct server_pool *sp)
+{
+    return sp->state == POOLS_OPENING || sp->state == POOLS_CLOSING;
+}
+
+static void
+check(struct thin_task *task)
+{
+    struct pools *pools = container_of(task, struct pools, check_task);
+    struct server_pool *sp;
+    void (*fn)(void *) = NULL;
+    void *arg = NULL;
+
+    TAILQ_FOREACH(sp, &pools->list, link)
+        if (is_busy(sp))
+            return;
+    if (pools->settled) {
+        fn = pools->settled;
+        arg = pools->settled_arg;
+        pools->settled = NULL;
+    } else if (pools->stopped) {
+        struct server_pool *open = NULL;
+
+        TAILQ_FOREACH(sp, &pools->list, link)
+            if (sp->state == POOLS_OPEN)
+                open = sp;
+        if (open) { /* it was opening when the stop began */
+            pools_stop(pools, pools->stopped, pools->stopped_arg);
+            return;
+        }
+        fn = pools->stopped;
+        arg = pools->stopped_arg;
+    }
+    if (fn)
+        fn(arg);
+}
+
+void
+pools_start(struct pools *pools, void (*settled)(void *arg), void *arg)
+{
+    struct server_pool *sp;
+
+    pools->settled = settled;
+    pools->settled_arg = arg;
+    TAILQ_FOREACH(sp, &pools->list, link) {
+        struct pool_job *j;
+
+        if (!sp->want_open)
+            continue;
+        j = job_create(pools, sp, JOB_OPEN, (struct pools_done){0});
+        if (j)
+            start_open(j);
+        else
+            sp->state = POOLS_FAILED;
+    }
+    loop_defer(pools->server->thin_loop, &pools->check_task);
+}
+
+void
+pools_stop(struct pools *pools, void (*stopped)(void *arg), void *arg)
+{
+    struct server_pool *sp;
+
+    pools->settled = NULL;
+    pools->stopped = stopped;
+    pools->stopped_arg = arg;
+    TAILQ_FOREACH(sp, &pools->list, link) {
+        struct pool_job *j;
+
+        if (sp->state != POOLS_OPEN)
+            continue;
+        j = job_create(pools, sp, JOB_STORE, (struct pools_done){0});
+        if (j)
+            close_one(j, true);
+    }
+    loop_defer(pools->server->thin_loop, &pools->check_task);
+}
+
+/* An id of 128 bits from a file of hexadecimal digits, with or without dashes. */
+static void
+read_id(const char *path, uint8_t ret[16])
+{
+    AUTO_FD int fd = open(path, O_RDONLY | O_CLOEXEC);
+    char text[64] = {0};
+    ssize_t got = fd >= 0 ? read(fd, text, sizeof(text) - 1) : -1;
+    unsigned n = 0;
+
+    memset(ret, 0, 16);
+    for (ssize_t i = 0; i < got && n < 32; i++) {
+        char c = text[i];
+        int digit = c >= '0' && c <= '9'   ? c - '0'
+                    : c >= 'a' && c <= 'f' ? c - 'a' + 10
+                                           : -1;
+
+        if (digit < 0)
+            continue;
+        ret[n / 2] = (uint8_t)(ret[n / 2] << 4 | digit);
+        n++;
+    }
+}
+
+static int
+known_pool(void *arg, const struct server_pool *found)
+{
+    struct pools *pools = arg;
+    struct server_pool *sp = add_pool(pools, found->name);
+
+    if (!sp)
+        return -ENOMEM;
+    memcpy(sp->data_path, found->data_path, sizeof(sp->data_path));
+    memcpy(sp->metadata_path, found->metadata_path, sizeof(sp->metadata_path));
+    sp->data_is_ours = found->data_is_ours;
+    sp->metadata_is_ours = found->metadata_is_ours;
+    sp->want_open = found->want_open;
+    sp->direct = found->direct;
+    sp->config = found->config;
+    return 0;
+}
+
+int
+pools_create_registry(struct server *server, struct pools **ret, struct thin_error *err)
+{
+    struct pools *pools = calloc(1, sizeof(*pools));
+    int r;
+
+    if (!pools)
+        return thin_fail_code(err, -ENOMEM, "read the known pools");
+    pools->server = server;
+    TAILQ_INIT(&pools->list);
+    pools->check_task.run = check;
+    read_id("/etc/machine-id", pools->host_id);
+    read_id("/proc/sys/kernel/random/boot_id", pools->boot_id);
+    r = pools_store_read_all(server->config.state_dir, &server->config.pool, known_pool,
+                             pools, err);
+    if (r < 0) {
+        pools_destroy_registry(pools);
+        return r;
+    }
+    *ret = pools;
+    return 0;
+}
+
+void
+pools_destroy_registry(struct pools *pools)
+{
+    struct server_pool *sp;
+
+    if (!pools)
+        return;
+    loop_defer_cancel(pools->server->thin_loop, &pools->check_task);
+    while ((sp = TAILQ_FIRST(&pools->list))) {
+        THIN_ASSERT(!sp->pool);
+        drop_pool(sp);
+    }
+    free(pools);
+}

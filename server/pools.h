@@ -1,0 +1,92 @@
+/*
+ * The pools that this server knows, by name: where their devices are, which of them are
+ * open, and their life from create to destroy. Main loop only; what waits (probing,
+ * creating and opening files) runs on the helper thread.
+ *
+ * Each pool is one file STATE_DIR/pools/NAME.conf, replaced atomically. A pool that was
+ * open at the last stop or kill is opened again at start.
+ */
+#ifndef THIN_SERVER_POOLS_H
+#define THIN_SERVER_POOLS_H
+
+#include "core/pool/pool.h"
+#include "server/server.h"
+
+#define POOLS_MAX      256u
+#define POOLS_PATH_MAX 1024u
+#define POOLS_METADATA_MIN \
+    (4u << 20) /* bytes of the smallest metadata that create makes */
+
+enum pools_state { POOLS_CLOSED, POOLS_OPENING, POOLS_OPEN, POOLS_CLOSING, POOLS_FAILED };
+const char *pools_state_name(enum pools_state state);
+
+/* One known pool. Read-only outside pools*.c. */
+struct server_pool {
+    char name[THIN_NAME_MAX + 1];
+    enum pools_state state;
+    struct pool *pool; /* NULL unless POOLS_OPEN */
+    char data_path[POOLS_PATH_MAX];
+    char metadata_path[POOLS_PATH_MAX];
+    bool data_is_ours, metadata_is_ours; /* files that `create` made */
+    bool want_open;                      /* at the next start */
+    bool direct;
+    struct pool_config config;
+    struct thin_error why; /* why it is not open */
+    struct pools *pools;
+    TAILQ_ENTRY(server_pool) link;
+};
+
+struct pools_done { /* borrowed words; on the main loop, never inside the call */
+    void (*fn)(void *arg, int result, const struct thin_error *err);
+    void *arg;
+};
+
+struct pools_create_spec {
+    const char *name, *data, *metadata; /* copied */
+    uint64_t data_size,
+        metadata_size;   /* 0: as the device is (metadata: a fitting size) */
+    uint32_t block_size; /* bytes */
+    struct pool_config config;
+    bool force;
+};
+
+struct pools_import_spec {
+    const char *name, *data, *metadata;
+    uint32_t catalogue_id;
+    const struct pool_import_volume *volumes; /* copied */
+    uint32_t nr_volumes;
+};
+
+/* Reads the known pools; opens nothing. Waits: before the loops run. */
+int pools_create_registry(struct server *server, struct pools **ret,
+                          struct thin_error *err);
+void pools_destroy_registry(struct pools *pools); /* all are closed */
+
+/* Opens all that were open. `settled` when each is open or has failed. */
+void pools_start(struct pools *pools, void (*settled)(void *arg), void *arg);
+/* Closes all by force, keeping want_open. `stopped` when the last is closed. */
+void pools_stop(struct pools *pools, void (*stopped)(void *arg), void *arg);
+
+struct server_pool *pools_find(struct pools *pools, const char *name);
+/* In order of names; NULL starts. */
+struct server_pool *pools_next(struct pools *pools, const struct server_pool *after);
+/* The open pool, or NULL with words (-THIN_E_NOT_FOUND, -THIN_E_BUSY ...) in *ret_code. */
+struct pool *pools_find_open(struct pools *pools, const char *name, int *ret_code,
+                             struct thin_error *err);
+
+void pools_new(struct pools *pools, const struct pools_create_spec *spec,
+               struct pools_done done);
+void pools_import(struct pools *pools, const struct pools_import_spec *spec,
+                  struct pools_done done);
+void pools_open(struct pools *pools, const char *name, struct pools_done done);
+void pools_close(struct pools *pools, const char *name, bool force,
+                 struct pools_done done);
+/* A closed pool leaves the list; its devices stay as they are. */
+void pools_forget(struct pools *pools, const char *name, struct pools_done done);
+/* Closes, wipes the superblock, removes the files that `create` made, forgets. */
+void pools_destroy(struct pools *pools, const char *name, struct pools_done done);
+/* Keeps the config (of an open pool: at once) and writes it down. */
+void pools_set(struct pools *pools, const char *name, const struct pool_config *config,
+               struct pools_done done);
+
+#endif

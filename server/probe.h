@@ -1,0 +1,44 @@
+/*
+ * What stands on a device before we take it: known signatures, kind and size; and
+ * making the files that `pool create` asks for. All of it waits: helper thread.
+ */
+#ifndef THIN_SERVER_PROBE_H
+#define THIN_SERVER_PROBE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#include "core/base/error.h"
+
+struct probe_file {
+    bool exists;
+    bool is_block; /* else a regular file */
+    uint64_t size; /* bytes */
+    dev_t dev;     /* with ino: the same thing under another name */
+    ino_t ino;
+};
+
+/*
+ * -THIN_E_INVALID for what is neither a regular file nor a block device; -errno. What
+ * does not exist is fine if its folder does.
+ */
+int probe_path(const char *path, struct probe_file *ret, struct thin_error *err);
+
+/*
+ * -THIN_E_SIGNATURE with what was found: a file system, LVM, RAID, a partition table
+ * (libblkid knows them), qcow2, a thin pool's superblock.
+ */
+int probe_signatures(const char *path, struct thin_error *err);
+
+/*
+ * Makes a raw file of exactly `size` bytes, durable with its folder; `in_full`: every
+ * byte gets its place. -EEXIST, -ENOSPC, ...; on failure there is no file.
+ */
+int probe_make_file(const char *path, uint64_t size, bool in_full,
+                    struct thin_error *err);
+
+/* Overwrites the first metadata block with zeros, durably. */
+int probe_wipe_superblock(const char *path, struct thin_error *err);
+
+#endif
