@@ -146,7 +146,7 @@ nbd_option_info(struct nbd_conn *conn, bool go)
     struct nbd_handshake *hs = conn->hs;
     uint8_t *data = hs->option_data;
     const uint32_t len = hs->option_len;
-    uint32_t name_len, nr, i;
+    uint32_t name_len = 0, nr, i;
     const char *wrong = NULL;
 
     if (len < 6 || (name_len = load_be32(data)) > len - 6)

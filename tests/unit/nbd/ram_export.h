@@ -27,9 +27,10 @@
 
 struct ram {
     struct nbd_conn *conn;
-    uint8_t disk[RAM_SIZE];
-    bool mapped[RAM_BLOCKS];
-    uint64_t size; /* as told, at most RAM_SIZE */
+    uint8_t *disk; /* RAM_SIZE bytes, and for each block whether it is mapped */
+    bool *mapped;
+    bool shares_disk; /* they are somebody else's */
+    uint64_t size;    /* as told, at most RAM_SIZE */
     unsigned flags;
     uint32_t min_block;
     unsigned nr_exports; /* "e0", "e1", ...; "" is e0 */
@@ -370,6 +371,18 @@ static const struct nbd_ops ram_ops = {
     (NBD_EXPORT_MULTI_CONN | NBD_EXPORT_FLUSH | NBD_EXPORT_FUA | NBD_EXPORT_TRIM | \
      NBD_EXPORT_ZEROES | NBD_EXPORT_FAST_ZERO | NBD_EXPORT_CACHE)
 
+static inline void
+ram_make_disk(struct ram *ram)
+{
+    ram->disk = calloc(1, RAM_SIZE);
+    ram->mapped = calloc(RAM_BLOCKS, sizeof(bool));
+    THIN_ASSERT(ram->disk != NULL);
+    THIN_ASSERT(ram->mapped != NULL);
+    ram->size = RAM_SIZE;
+    ram->flags = RAM_ALL_FLAGS;
+    ram->nr_exports = 3;
+}
+
 static inline struct ram *
 ram_create(enum nbd_tls_policy tls, uint32_t max_requests)
 {
@@ -383,9 +396,7 @@ ram_create(enum nbd_tls_policy tls, uint32_t max_requests)
     };
 
     THIN_ASSERT(ram != NULL);
-    ram->size = RAM_SIZE;
-    ram->flags = RAM_ALL_FLAGS;
-    ram->nr_exports = 3;
+    ram_make_disk(ram);
     THIN_ASSERT(nbd_conn_create(&config, &ram->conn, NULL) == 0);
     return ram;
 }
@@ -405,6 +416,10 @@ ram_destroy(struct ram *ram)
     THIN_ASSERT(ram->nr_buffers == 0);
     THIN_ASSERT(ram->lent == 0);
     THIN_ASSERT(ram->nr_opened == ram->nr_closed);
+    if (!ram->shares_disk) {
+        free(ram->disk);
+        free(ram->mapped);
+    }
     free(ram);
 }
 

@@ -452,8 +452,7 @@ START_TEST(extents_are_bounded_and_silence_is_an_error)
     static const char *const all[] = {"base:allocation", "thin:delta:monday", NULL};
 
     ops.submit = submit_says_nothing;
-    ram->size = RAM_SIZE;
-    ram->flags = RAM_ALL_FLAGS;
+    ram_make_disk(ram);
     ck_assert_int_eq(nbd_conn_create(&config, &ram->conn, NULL), 0);
     put32(&in, 3);
     put_option(&in,
