@@ -10,8 +10,9 @@
 
 /*
  * Each changed record overwrites one entry: it copies a leaf, and on each level above a
- * node, which the way down may split in two. The number of nodes on a level is bounded
- * by the ids there can be and the least fill of nodes.
+ * node, which the way down may have to split (a neighbour is copied too, one is new, two
+ * at the root). The number of nodes on a level is bounded by the ids there can be and
+ * the least fill of nodes.
  */
 uint64_t
 details_merge_need(const struct metadata *md)
@@ -28,9 +29,9 @@ details_merge_need(const struct metadata *md)
         return 0;
     for (unsigned depth = 1; depth < BTREE_DEPTH_MAX && nr_nodes > 1; depth++) {
         nr_nodes = div_up_u64(nr_nodes, internal_max / 3);
-        need += 2 * min_u64(nr_nodes, md->nr_changed);
+        need += 3 * min_u64(nr_nodes, md->nr_changed);
     }
-    return need;
+    return need + 2;
 }
 
 int
@@ -117,19 +118,14 @@ metadata_cut(struct metadata *md, void (*finish_trailer)(void *arg, uint8_t *sup
         return r;
     THIN_ASSERT(!merge_left(md));
 
-    metadata_op_begin(md, TM_COMMIT);
-    r = md_check_changing(md, err);
-    if (r == 0)
-        r = tm_prepare_cut(md->tm, &metadata_root, err);
-    if (r < 0) {
-        metadata_op_undo(md);
-        return r;
-    }
+    THIN_ASSERT(!md->op_open);
+    if (md->params.read_only)
+        return thin_fail(err, -THIN_E_READ_ONLY, "the metadata is opened read-only");
+    r = tm_prepare_cut(md->tm, &metadata_root, err);
+    if (r < 0)
+        return thin_wrap(err, r, "write out the metadata space map");
     md->now.sb.metadata_sm = metadata_root;
     sm_get_root(md->data_sm, &md->now.sb.data_sm);
-    r = metadata_op_end(md, err);
-    if (r < 0)
-        return r;
 
     superblock_encode(&md->now.sb, md->sb_block);
     if (finish_trailer) {
@@ -140,7 +136,6 @@ metadata_cut(struct metadata *md, void (*finish_trailer)(void *arg, uint8_t *sup
     *ret_txn = tm_cut(md->tm);
     THIN_ASSERT(*ret_txn == md->txn);
     md->txn++;
-    bm_cut(md->bm);
     md->now.changed = false;
     *ret_superblock = md->sb_block;
     return 0;

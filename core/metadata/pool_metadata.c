@@ -13,7 +13,8 @@
 static int
 open_tm(struct metadata *md)
 {
-    const struct tm_params params = {.bm = md->bm, .reserve = UINT32_MAX};
+    const struct tm_params params = {
+        .bm = md->bm, .reserve = UINT32_MAX, .node_max = md->params.leaf_max};
     struct tm_stats stats;
     int r;
 
