@@ -39,6 +39,7 @@ void
 check_result_fini(struct check_result *res)
 {
     counts_fini(&res->refs);
+    counts_fini(&res->tree_refs);
     counts_fini(&res->data);
 }
 
@@ -539,12 +540,14 @@ check_all(struct check *c, struct thin_error *err)
     /* The held snapshot has no space maps of its own. */
     if (r < 0 || c->opts->metadata_snap)
         return r;
-    r = check_data_space_map(c);
+    c->res->trees_known = !c->opts->skip_mappings && !c->walk.nr_damaged;
+    r = counts_copy(&c->res->tree_refs, &c->walk.refs);
+    if (r >= 0)
+        r = check_data_space_map(c);
     if (r >= 0)
         r = check_metadata_space_map(c);
     if (r < 0)
         return thin_fail_code(err, r, "check the space maps");
-    c->res->counts_known = !c->opts->skip_mappings && !c->walk.nr_damaged;
     return 0;
 }
 

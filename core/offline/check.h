@@ -32,12 +32,14 @@ struct check_result {
     uint64_t nr_mappings; /* in distinct leaves */
     uint64_t metadata_blocks, metadata_used, data_blocks, data_used;
     uint64_t leaked_metadata, leaked_data;
-    uint64_t unreached_metadata,
-        unreached_data;   /* counted, but perhaps below what is damaged */
-    uint64_t nr_mendable; /* of the damage: counts and hints that auto-repair mends */
-    bool counts_known;    /* the walk was whole: `refs` and `data` are right */
-    struct counts refs;   /* pointers to each metadata block */
-    struct counts data;   /* leaf entries for each data block */
+    /* Counted, but perhaps below what is damaged. */
+    uint64_t unreached_metadata, unreached_data;
+    /* The walk of all but the space maps was whole: the counts below are right. */
+    bool trees_known;
+    struct counts
+        tree_refs;      /* pointers to each metadata block, without the space maps' */
+    struct counts refs; /* with them */
+    struct counts data; /* leaf entries for each data block */
 };
 
 /*

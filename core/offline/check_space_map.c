@@ -85,7 +85,6 @@ judge_count(struct map_check *m, uint64_t b, uint64_t found, uint64_t wanted)
                    "%s block %" PRIu64 " has a count of %" PRIu64 ", %" PRIu64
                    " pointers to it were found",
                    m->unit, b, found, wanted);
-        m->c->res->nr_mendable++;
         return;
     }
     m->nr_leaked++;
@@ -194,7 +193,6 @@ judge_entry(struct map_check *m, uint64_t k, uint32_t e, unsigned pair)
                        " has a count over 2 by its bitmap, and no entry in the "
                        "overflow tree",
                        m->unit, b);
-            m->c->res->nr_mendable++;
         }
         return;
     }
@@ -203,7 +201,6 @@ judge_entry(struct map_check *m, uint64_t k, uint32_t e, unsigned pair)
                    "%s block %" PRIu64
                    " has a count of %u by its bitmap, and an entry in the overflow tree",
                    m->unit, b, pair);
-        m->c->res->nr_mendable++;
         return;
     }
     if (m->wanted)
@@ -251,8 +248,6 @@ judge_hints(struct map_check *m, const struct map_bitmap *bm, const uint8_t *dat
                    "bitmap %" PRIu64 " (block %" PRIu64 "): %" PRIu32
                    " free entries are recorded, it has %" PRIu32,
                    bm->k, e->blocknr, e->nr_free, free_all);
-        if (!tools_quirk)
-            m->c->res->nr_mendable++;
     }
     if (e->none_free_before > first && first < end) {
         report_add(m->c->rep, tools_quirk ? REPORT_NOTE : REPORT_DAMAGE, m->place,
@@ -260,8 +255,6 @@ judge_hints(struct map_check *m, const struct map_bitmap *bm, const uint8_t *dat
                    "bitmap %" PRIu64 " (block %" PRIu64 "): entry %" PRIu32
                    " is free, none is said to be before %" PRIu32,
                    bm->k, e->blocknr, first, e->none_free_before);
-        if (!tools_quirk)
-            m->c->res->nr_mendable++;
     }
 }
 
@@ -282,7 +275,6 @@ bitmap_seen(void *arg, size_t index, const uint8_t *data, int code)
         report_add(m->c->rep, REPORT_DAMAGE, m->place, bm->entry.blocknr,
                    "bitmap of %s blocks %" PRIu64 " to %" PRIu64 ": %s", m->unit, first,
                    first + end - 1, thin_error_text(&err, r));
-        m->c->res->nr_mendable++;
         m->whole = false;
         return 0;
     }
@@ -294,7 +286,6 @@ bitmap_seen(void *arg, size_t index, const uint8_t *data, int code)
                    "bitmap %" PRIu64 " (block %" PRIu64
                    ") has counts beyond the last of %" PRIu64 " blocks",
                    bm->k, bm->entry.blocknr, m->nr_blocks);
-        m->c->res->nr_mendable++;
     }
     judge_hints(m, bm, data, end);
     return 0;
@@ -365,7 +356,6 @@ judge_root(struct map_check *m, const struct space_map_root *root)
                "%s space map: %" PRIu64 " blocks are recorded as allocated, %" PRIu64
                " are",
                m->unit, root->nr_allocated, m->nr_used);
-    c->res->nr_mendable++;
 }
 
 /* ---- the data space map -------------------------------------------------------------------- */
@@ -468,7 +458,6 @@ read_index_block(struct map_check *m, mblock_t where)
     if (r < 0) {
         report_add(m->c->rep, REPORT_DAMAGE, m->place, where,
                    "index block of the metadata space map: %s", thin_error_text(&err, r));
-        m->c->res->nr_mendable++;
         m->whole = false;
         return 0;
     }

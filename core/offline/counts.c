@@ -1,6 +1,7 @@
 #include "core/offline/counts.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 int
 counts_init(struct counts *c, uint64_t nr)
@@ -25,6 +26,33 @@ counts_fini(struct counts *c)
     c->chunk = NULL;
 }
 
+static int
+copy_chunk(struct count_chunk **to, const struct count_chunk *from)
+{
+    *to = calloc(1, sizeof(**to));
+    if (!*to)
+        return -ENOMEM;
+    memcpy((*to)->low, from->low, sizeof(from->low));
+    if (!from->carry)
+        return 0;
+    (*to)->carry = malloc(BITMAP_ENTRIES * sizeof(*from->carry));
+    if (!(*to)->carry)
+        return -ENOMEM;
+    memcpy((*to)->carry, from->carry, BITMAP_ENTRIES * sizeof(*from->carry));
+    return 0;
+}
+
+int
+counts_copy(struct counts *to, const struct counts *from)
+{
+    int r = counts_init(to, from->nr);
+
+    for (uint64_t k = 0; k < from->nr_chunks && r >= 0; k++)
+        if (from->chunk[k])
+            r = copy_chunk(&to->chunk[k], from->chunk[k]);
+    return r;
+}
+
 struct count_chunk *
 counts_touch(struct counts *c, uint64_t k)
 {
@@ -41,5 +69,25 @@ counts_carry(struct count_chunk *chunk, uint32_t e)
     if (!chunk->carry)
         return -ENOMEM;
     chunk->carry[e]++;
+    return 0;
+}
+
+int
+counts_inc_run(struct counts *c, uint64_t b, uint64_t len)
+{
+    while (len) {
+        uint64_t k = b / BITMAP_ENTRIES;
+        uint32_t e = (uint32_t)(b - k * BITMAP_ENTRIES);
+        uint32_t n = len < BITMAP_ENTRIES - e ? (uint32_t)len : BITMAP_ENTRIES - e;
+        struct count_chunk *chunk = counts_touch(c, k);
+
+        if (!chunk)
+            return -ENOMEM;
+        for (uint32_t i = e; i < e + n; i++)
+            if (__builtin_expect(++chunk->low[i] == 0, 0) && counts_carry(chunk, i) < 0)
+                return -ENOMEM;
+        b += n;
+        len -= n;
+    }
     return 0;
 }

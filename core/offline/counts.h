@@ -28,6 +28,9 @@ struct counts {
 int counts_init(struct counts *c, uint64_t nr);
 void counts_fini(struct counts *c);
 
+/* Makes `to` (not initialised) the same as `from`. -ENOMEM. */
+int counts_copy(struct counts *to, const struct counts *from);
+
 /* The chunk, made if need be; NULL when there is no memory. */
 struct count_chunk *counts_touch(struct counts *c, uint64_t k);
 int counts_carry(struct count_chunk *chunk, uint32_t e);
@@ -49,6 +52,9 @@ counts_inc(struct counts *c, uint64_t b)
         return counts_carry(chunk, e);
     return 0;
 }
+
+/* Adds one to each of `len` blocks from b on, all < nr. */
+int counts_inc_run(struct counts *c, uint64_t b, uint64_t len);
 
 static inline uint64_t
 count_chunk_get(const struct count_chunk *chunk, uint32_t e)

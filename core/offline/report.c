@@ -78,6 +78,7 @@ report_add(struct report *rep, enum report_class class, enum report_place place,
     void *array = rep->findings;
 
     rep->nr_class[class]++;
+    rep->nr_damage_at[place] += class == REPORT_DAMAGE;
     if (!grow(&array, rep->nr, &rep->room, sizeof(*f), REPORT_FINDINGS_MAX,
               &rep->no_memory))
         return;

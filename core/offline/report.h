@@ -69,6 +69,7 @@ struct report {
     struct finding *findings;
     size_t nr, room;
     uint64_t nr_class[REPORT_NR_CLASSES];
+    uint64_t nr_damage_at[REPORT_NR_PLACES];
     struct affected *affected;
     size_t nr_affected, affected_room;
     uint64_t nr_affected_all;

@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "core/offline/check.h"
+#include "core/offline/mend.h"
 #include "core/tools/tool.h"
 
 struct check_args {
@@ -55,11 +56,14 @@ print_report(const struct report *rep, const struct check_result *res)
 }
 
 static void
-print_summary(const struct report *rep, const struct check_result *res)
+print_summary(const struct check_args *args, const struct report *rep,
+              const struct check_result *res)
 {
     printf("TRANSACTION_ID=%" PRIu64 "\n", res->sb.trans_id);
-    printf("METADATA_FREE_BLOCKS=%" PRIu64 "\n",
-           res->metadata_blocks - res->metadata_used);
+    /* The held snapshot has no space maps that could tell. */
+    if (!args->opts.metadata_snap)
+        printf("METADATA_FREE_BLOCKS=%" PRIu64 "\n",
+               res->metadata_blocks - res->metadata_used);
     if (rep->nr_class[REPORT_DAMAGE] || rep->nr_class[REPORT_LEAK])
         printf("%" PRIu64 " faults, %" PRIu64 " leaked metadata blocks, %" PRIu64
                " leaked data blocks\n",
@@ -121,6 +125,33 @@ is_good(const struct tool *tool, const struct check_args *args, const struct rep
     return !(tool->as_official && !args->opts.ignore_non_fatal && res->leaked_metadata);
 }
 
+/* What the options say about writing, after a check that went well enough. */
+static int
+mend(const struct check_args *args, struct meta_source *src, const struct report *rep,
+     const struct check_result *res, bool *good, struct thin_error *err)
+{
+    bool mendable = rep->nr_class[REPORT_DAMAGE] || rep->nr_class[REPORT_LEAK] ||
+                    rep->nr_class[REPORT_NOTE];
+    int r;
+
+    if (args->auto_repair && mendable && res->trees_known) {
+        r = mend_space_maps(src, rep, res, err);
+        if (r < 0)
+            return thin_wrap(err, r, "auto-repair");
+        *good = true;
+        if (!args->quiet && !args->json)
+            printf("the space maps were made anew\n");
+    }
+    if (args->clear_needs_check && *good && res->needs_check) {
+        r = mend_clear_needs_check(src, err);
+        if (r < 0)
+            return r;
+        if (!args->quiet && !args->json)
+            printf("needs_check is cleared\n");
+    }
+    return 0;
+}
+
 static int
 check_source(const struct tool *tool, const struct check_args *args,
              struct meta_source *src, struct thin_error *err)
@@ -140,9 +171,11 @@ check_source(const struct tool *tool, const struct check_args *args,
         } else if (!args->quiet) {
             print_report(&rep, &res);
             if (res.sb_good && !args->opts.super_block_only)
-                print_summary(&rep, &res);
+                print_summary(args, &rep, &res);
         }
     }
+    if (r >= 0)
+        r = mend(args, src, &rep, &res, &good, err);
     check_result_fini(&res);
     report_fini(&rep);
     return r < 0 ? r : good ? 0 : 1;
@@ -232,5 +265,8 @@ tool_check(const struct tool *tool, int argc, char **argv)
         return tool_misused(tool, "No input file provided.");
     if ((args.clear_needs_check || args.auto_repair) && args.opts.metadata_snap)
         return tool_misused(tool, "a metadata snapshot cannot be changed");
+    if ((args.clear_needs_check || args.auto_repair) &&
+        (args.opts.super_block_only || args.opts.skip_mappings))
+        return tool_misused(tool, "only a full check may change anything");
     return check(tool, &args, path);
 }

@@ -30,6 +30,35 @@ const struct tool tools[] = {
               "      --dev-id N                 one device\n"
               "      --skip-mappings            devices only\n"
               "  -o, --output FILE\n"},
+    {.verb = "format",
+     .run = tool_format,
+     .synopsis = "[options] --data-size SIZE METADEV",
+     .summary = "make the metadata of an empty pool",
+     .usage = "      --data-size SIZE           of the data device (as 10G)\n"
+              "      --data-block-size SIZE     default 64k\n"
+              "      --metadata-size SIZE       of a file that is made\n"
+              "      --force                    also over something else\n"},
+    {.verb = "restore",
+     .official = "thin_restore",
+     .run = tool_restore,
+     .synopsis = "[options] -i XML -o {device|file}",
+     .summary = "make metadata from a dump's XML",
+     .usage = "  -i, --input FILE               - for standard input\n"
+              "  -o, --output FILE              a device or an existing file\n"
+              "      --transaction-id N         in place of the XML's\n"
+              "      --data-block-size N        sectors\n"
+              "      --nr-data-blocks N\n"
+              "  -q, --quiet\n"},
+    {.verb = "size",
+     .official = "thin_metadata_size",
+     .run = tool_size_verb,
+     .synopsis = "-b BLOCKSIZE -s POOLSIZE -m MAXTHINS [-u UNIT] [-n]",
+     .summary = "how large a metadata device should be",
+     .usage = "  -b, --block-size SIZE          [bskKmMgGtTpPeE]\n"
+              "  -s, --pool-size SIZE\n"
+              "  -m, --max-thins N\n"
+              "  -u, --unit UNIT                of the answer\n"
+              "  -n, --numeric-only[=short|long]\n"},
     {0},
 };
 

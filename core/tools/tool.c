@@ -1,5 +1,6 @@
 #include "core/tools/tool.h"
 
+#include <ctype.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -9,6 +10,9 @@
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
+
+#include "core/base/checked.h"
+#include "core/offline/build.h"
 
 #define PROGRESS_EVERY_MS 200
 
@@ -90,6 +94,54 @@ tool_number(const char *text, uint64_t *ret)
     if (errno || *end)
         return false;
     *ret = v;
+    return true;
+}
+
+bool
+tool_size(const char *text, uint64_t *ret)
+{
+    static const char letters[] = "kmgtpe";
+    char digits[24];
+    size_t len = strspn(text, "0123456789");
+    const char *unit;
+    uint64_t v;
+
+    if (len == 0 || len >= sizeof(digits) || strlen(text) > len + 1)
+        return false;
+    memcpy(digits, text, len);
+    digits[len] = '\0';
+    if (!tool_number(digits, &v))
+        return false;
+    if (text[len]) {
+        unit = strchr(letters, tolower((unsigned char)text[len]));
+        if (!unit || !checked_mul_u64(v, 1ull << 10 * (unit - letters + 1), &v))
+            return false;
+    }
+    *ret = v;
+    return v % SECTOR_SIZE == 0;
+}
+
+bool
+tool_override(struct build_override *over, int which, const char *text)
+{
+    uint64_t v;
+
+    if (!tool_number(text, &v))
+        return false;
+    switch (which) {
+    case 0:
+        over->have_trans_id = true;
+        over->trans_id = v;
+        break;
+    case 1:
+        over->have_data_block_size = true;
+        over->data_block_size = v;
+        break;
+    default:
+        over->have_nr_data_blocks = true;
+        over->nr_data_blocks = v;
+        break;
+    }
     return true;
 }
 

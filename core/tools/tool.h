@@ -30,6 +30,9 @@ extern const struct tool tools[];
 
 int tool_check(const struct tool *tool, int argc, char **argv);
 int tool_dump(const struct tool *tool, int argc, char **argv);
+int tool_format(const struct tool *tool, int argc, char **argv);
+int tool_restore(const struct tool *tool, int argc, char **argv);
+int tool_size_verb(const struct tool *tool, int argc, char **argv);
 
 /* "thinmeta check" or "thin_check". Lives as long as the process. */
 const char *tool_name(const struct tool *tool);
@@ -57,6 +60,14 @@ const char *tool_argument(int argc, char **argv);
 
 /* A number in decimal, all of the text. */
 bool tool_number(const char *text, uint64_t *ret);
+
+/* Bytes: "512", "64k", "10G", "1T" by powers of 1024; a multiple of 512. */
+bool tool_size(const char *text, uint64_t *ret);
+
+/* The three numbers that restore and repair take in place of the recorded ones: 0 the
+   transaction id, 1 the data block size, 2 the number of data blocks. */
+struct build_override;
+bool tool_override(struct build_override *over, int which, const char *text);
 
 /* Opens a source with progress on a terminal. */
 int tool_open(const char *path, enum source_mode mode, struct meta_source **ret_src,
