@@ -26,8 +26,11 @@
 #include "core/device/device.h"
 #include "core/ondisk/block.h"
 
-#define BM_FRAMES_MIN  40u /* fewer cannot hold one operation beside its commit */
-#define BM_MISSING_MAX 8u  /* block numbers remembered by one failed pass */
+#define BM_FRAMES_MIN   40u /* fewer cannot hold one operation beside its commit */
+#define BM_MISSING_MAX  8u  /* block numbers remembered by one failed pass */
+#define BM_READS_MAX    32u /* reads that the device has at a time; more wait */
+#define BM_WRITES_MAX   16u /* writes of one cut that the device has at a time */
+#define BM_WRITE_BLOCKS 64u /* neighbours joined in one write */
 
 struct block_manager;
 struct bm_block; /* a locked block */
@@ -104,9 +107,19 @@ block_lock_cleanup(struct bm_block **block)
 
 /* ---- reading what was missing ---------------------------------------------------- */
 
-/* Blocks that lock calls missed since the last bm_clear_missing; at most BM_MISSING_MAX. */
+/* Blocks that lock calls missed since the last bm_clear_missing: the newest
+   BM_MISSING_MAX of them. */
 unsigned bm_missing(const struct block_manager *bm, mblock_t *ret_blocks);
 void bm_clear_missing(struct block_manager *bm);
+
+#define BM_PINNED_MAX 32u /* frames that one operation keeps over its passes */
+
+/* One fetch waiting for one frame that is being read. */
+struct bm_wait {
+    struct bm_fetch *fetch;
+    struct bm_block *frame; /* NULL: not in use */
+    TAILQ_ENTRY(bm_wait) link;
+};
 
 /*
  * Reads what is missing and keeps it pinned for the operation that asked.
@@ -116,18 +129,26 @@ struct bm_fetch {
     void (*done)(struct bm_fetch *fetch,
                  int result); /* on the loop, once, never inside bm_fetch_start */
     struct block_manager *bm;
-    mblock_t wanted[BM_MISSING_MAX];
-    unsigned nr_wanted, nr_left;
+    struct bm_wait waits[BM_MISSING_MAX];
+    unsigned nr_left;
     int result;
-    struct bm_frame *pinned[32]; /* kept over the passes of one operation */
+    /* Beyond the limit the oldest pin goes: then a pass may miss that block again. */
+    struct bm_block *pinned[BM_PINNED_MAX];
     unsigned nr_pinned;
+    bool running;
     struct thin_task task;
 };
 void bm_fetch_init(struct bm_fetch *fetch, struct block_manager *bm,
                    void (*done)(struct bm_fetch *fetch, int result));
-/* Starts reading all of bm_missing (joined with another's reads of the same blocks). */
+/*
+ * Starts reading all of bm_missing (joined with another's reads of the same blocks) and
+ * clears it. `done` gets 0 when the pass may be tried again, else the first error:
+ * -THIN_E_CACHE_FULL when no frame could be had for any of them, -THIN_E_CANCELLED
+ * after bm_reset, or the device's.
+ */
 void bm_fetch_start(struct bm_fetch *fetch);
-/* Lets the pins go: when the operation has ended, however it ended. */
+/* Lets the pins go: when the operation has ended, however it ended. While a fetch is
+   running this gives it up: `done` is not called any more. */
 void bm_fetch_fini(struct bm_fetch *fetch);
 
 /* ---- transactions ------------------------------------------------------------------ */
@@ -138,8 +159,9 @@ uint32_t bm_nr_dirty(const struct block_manager *bm);
 void bm_forget(struct block_manager *bm, mblock_t b);
 
 /*
- * The cut: all dirty frames become `writing`, sealed with number and checksum.
- * Asserts that no lock is held and that nothing is being written. Returns their number.
+ * The cut: all dirty frames become `writing`; O(1), for number and checksum are set as
+ * each goes out. Asserts that no lock is held and that nothing is being written.
+ * Returns their number.
  */
 uint32_t bm_cut(struct block_manager *bm);
 

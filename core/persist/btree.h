@@ -16,7 +16,9 @@
 #include "core/ondisk/node.h"
 #include "core/persist/transaction_manager.h"
 
-#define BTREE_DEPTH_MAX 8u /* levels; a deeper tree on disk is damage */
+#define BTREE_DEPTH_MAX \
+    8u /* levels of nodes of the format's size; a deeper tree on disk is damage */
+#define BTREE_DEPTH_MAX_SMALL 24u /* where internal_max makes nodes smaller: tests */
 
 /*
  * What values refer to. inc and dec get a run of `nr` values lying in one node, value
@@ -75,11 +77,13 @@ int btree_remove(const struct btree *t, mblock_t root, uint64_t key, mblock_t *r
                  bool *ret_removed, struct thin_error *err);
 
 /*
- * Removes keys of [begin, end), from the highest down, touching at most `budget`
- * nodes; whole subtrees inside the range are freed without being rebalanced key by key:
- * nodes of count 1 are entered, a shared subtree loses one reference (its entries are
- * counted from its leaves' headers). *ret_removed: entries that went;
+ * Removes keys of [begin, end), from the highest down, touching about `budget` nodes
+ * (at least one leaf's worth is done); leaves inside the range are dropped whole: a leaf
+ * of count 1 gives back its values, a shared leaf or subtree loses one reference (its
+ * entries are counted from its leaves' headers; a shared subtree with more leaves than
+ * the budget is copied open first). *ret_removed: entries that went;
  * *ret_end: keys at or above it in the range are gone; done when *ret_end == begin.
+ * The leaves are fetched before anything changes: `budget` must be well below the cache.
  */
 int btree_trim(const struct btree *t, mblock_t root, uint64_t begin, uint64_t end,
                uint32_t budget, mblock_t *ret_root, uint64_t *ret_removed,

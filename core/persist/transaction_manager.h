@@ -30,15 +30,22 @@
 #include "core/ondisk/superblock.h"
 #include "core/persist/block_manager.h"
 
-#define TM_OP_NODES_MAX 64u      /* nodes that one operation may touch; more is LIMIT */
-#define TM_PENDING_MAX  1048576u /* metadata blocks freed and not yet reusable */
+#define TM_OP_NODES_MAX \
+    128u /* nodes of this transaction that one operation may change; more is LIMIT */
+#define TM_OP_LOG_MAX    131072u  /* changes that one operation may log; more is LIMIT */
+#define TM_OP_SAVES_MAX  32u      /* tm_op_save calls in one operation ... */
+#define TM_OP_SAVE_BYTES 256u     /* ... of so many bytes each */
+#define TM_PENDING_MAX   1048576u /* metadata blocks freed and not yet reusable */
+#define TM_OVERFLOW_MAX  8192u    /* counts above 2 changed in one transaction */
+#define TM_FRAMES_MARGIN 16u      /* frames that one operation needs beside the commit */
 
 struct transaction_manager;
 
 struct tm_params {
     struct block_manager *bm; /* borrowed */
-    uint32_t reserve; /* blocks that only operations marked so may use; UINT32_MAX: the
+    uint32_t reserve;  /* blocks that only operations marked so may use; UINT32_MAX: the
                                   format's min(4096, nr_blocks / 10) */
+    uint32_t node_max; /* entries in a node of the space maps' trees; 0: the format's */
 };
 
 struct tm_stats {
@@ -80,19 +87,22 @@ void tm_op_begin(struct transaction_manager *tm, enum tm_purse purse);
 
 /*
  * Judges the cost: 0, or -THIN_E_NO_METADATA_SPACE (would waiting for a commit help?
- * then -THIN_E_NEED_COMMIT), or -THIN_E_CACHE_FULL. Call last, before keep.
+ * then -THIN_E_NEED_COMMIT), or -THIN_E_CACHE_FULL: a commit makes frames clean (as it
+ * does when a lock or a fetch says so). What costs nothing is always admitted. Call
+ * last, before keep, after tm_set_commit_need.
  */
 int tm_op_admit(struct transaction_manager *tm, struct thin_error *err);
 void tm_op_keep(struct transaction_manager *tm);
 void tm_op_undo(struct transaction_manager *tm);
 bool tm_op_open(const struct transaction_manager *tm);
 
-/* In-core words that an operation changes: saved here, put back by undo. At most 256
-   bytes each, 32 an operation. Call before the change. */
+/* In-core words that an operation changes: saved here, put back by undo. At most
+   TM_OP_SAVE_BYTES each, TM_OP_SAVES_MAX an operation; the same words again cost
+   nothing. Call before the change. */
 void tm_op_save(struct transaction_manager *tm, void *words, size_t bytes);
 
-/* Calls `undo(arg, a, b)` on undo, last first: for tables that log their own changes.
-   0 or -ENOMEM/-THIN_E_LIMIT. */
+/* Calls `undo(arg, a, b)` on undo, last first, before saved words are put back: for
+   tables that log their own changes. 0 or -ENOMEM/-THIN_E_LIMIT. */
 int tm_op_on_undo(struct transaction_manager *tm,
                   void (*undo)(void *arg, uint64_t a, uint64_t b), void *arg, uint64_t a,
                   uint64_t b);
@@ -104,8 +114,10 @@ void tm_set_commit_need(struct transaction_manager *tm, uint64_t blocks);
 /* ---- blocks, inside an operation ---------------------------------------------------- */
 
 /* A zeroed block of count 1. -THIN_E_NO_METADATA_SPACE, -THIN_E_NEED_COMMIT, ... */
-int tm_new_block(struct transaction_manager *tm, const struct bm_validator *v,
-                 struct bm_block **ret_block, struct thin_error *err);
+int tm_new_block_at(struct transaction_manager *tm, const struct bm_validator *v,
+                    struct bm_block **ret_block, const char *where,
+                    struct thin_error *err);
+#define tm_new_block(tm, v, ret, err) tm_new_block_at(tm, v, ret, BM_HERE, err)
 
 /*
  * A writable form of `orig`, of whose pointers the caller holds one: itself if it was
@@ -113,30 +125,38 @@ int tm_new_block(struct transaction_manager *tm, const struct bm_validator *v,
  * dropped). *ret_inc_children: orig was shared, so everything that the copy points to
  * has one pointer more, which the caller counts.
  */
-int tm_shadow_block(struct transaction_manager *tm, mblock_t orig,
-                    const struct bm_validator *v, struct bm_block **ret_block,
-                    bool *ret_inc_children, struct thin_error *err);
+int tm_shadow_block_at(struct transaction_manager *tm, mblock_t orig,
+                       const struct bm_validator *v, struct bm_block **ret_block,
+                       bool *ret_inc_children, const char *where, struct thin_error *err);
+#define tm_shadow_block(tm, orig, v, ret, ret_inc, err) \
+    tm_shadow_block_at(tm, orig, v, ret, ret_inc, BM_HERE, err)
 
-int tm_read_lock(struct transaction_manager *tm, mblock_t b, const struct bm_validator *v,
-                 struct bm_block **ret_block, struct thin_error *err);
+/* Needs no operation. -THIN_E_BAD_BLOCK for block 0 and beyond the space map's end. */
+int tm_read_lock_at(struct transaction_manager *tm, mblock_t b,
+                    const struct bm_validator *v, struct bm_block **ret_block,
+                    const char *where, struct thin_error *err);
+#define tm_read_lock(tm, b, v, ret, err) tm_read_lock_at(tm, b, v, ret, BM_HERE, err)
 void tm_unlock(struct transaction_manager *tm, struct bm_block *block);
 
-/* Counts of metadata blocks. Loading an overflow entry may be -THIN_E_WOULD_BLOCK. */
+/* Counts of metadata blocks. Loading an overflow entry may be -THIN_E_WOULD_BLOCK. A
+   count that would fall below 0, or rise from 0, is -THIN_E_BAD_BLOCK. */
 int tm_ref(struct transaction_manager *tm, mblock_t b, uint32_t *ret_count,
            struct thin_error *err);
 int tm_inc(struct transaction_manager *tm, mblock_t b, uint32_t by,
            struct thin_error *err);
 int tm_dec(struct transaction_manager *tm, mblock_t b, struct thin_error *err);
 
-/* Grows the metadata space map to `nr_blocks` (METADATA_BLOCKS_MAX at most). */
+/* Grows the metadata space map to `nr_blocks` (METADATA_BLOCKS_MAX at most), inside an
+   operation. -THIN_E_RANGE for a size that is not larger, or beyond the device. */
 int tm_extend(struct transaction_manager *tm, uint64_t nr_blocks, struct thin_error *err);
 
 /* ---- commit -------------------------------------------------------------------------- */
 
 /*
  * Writes the space map's own changes (overflow tree, bitmaps, index block) into dirty
- * frames and gives the root for the superblock. An operation of its own: may be
- * -THIN_E_WOULD_BLOCK. Nothing may be allocated between it and tm_cut.
+ * frames and gives the root for the superblock. An operation of its own, begun and
+ * ended inside (none may be open): may be -THIN_E_WOULD_BLOCK, and then nothing has
+ * changed. No operation may begin between it and tm_cut.
  */
 int tm_prepare_cut(struct transaction_manager *tm, struct space_map_root *ret_root,
                    struct thin_error *err);
