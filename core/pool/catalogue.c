@@ -49,7 +49,8 @@ catalogue_record_copy(const struct catalogue_record *record)
     copy->holder = record->holder ? strdup(record->holder) : NULL;
     copy->unknown = record->unknown_bytes ? malloc(record->unknown_bytes) : NULL;
     whole = copy->name && (copy->origin || !record->origin) &&
-            (copy->holder || !record->holder) && (copy->unknown || !record->unknown_bytes);
+            (copy->holder || !record->holder) &&
+            (copy->unknown || !record->unknown_bytes);
     if (!whole) {
         catalogue_record_destroy(copy);
         return NULL;
@@ -126,6 +127,7 @@ catalogue_records_init(struct catalogue_records *records)
     order_init(&records->by_uid, compare_uid, key_uid);
     records->live_bytes = 0;
     records->virtual_bytes = 0;
+    records->loading = false;
 }
 
 void
@@ -154,9 +156,9 @@ catalogue_records_reserve(struct catalogue_records *records, uint32_t n)
 }
 
 static bool
-has_name(const struct catalogue_record *record)
+has_name(const struct catalogue_records *records, const struct catalogue_record *record)
 {
-    return !(record->flags & RECORD_DELETING);
+    return !records->loading && !(record->flags & RECORD_DELETING);
 }
 
 /* Takes the record out of what is counted and ordered by what may change. */
@@ -164,7 +166,7 @@ static void
 unindex(struct catalogue_records *records, struct catalogue_record *record)
 {
     records->live_bytes -= record->encoded_bytes;
-    if (!has_name(record))
+    if (!has_name(records, record))
         return;
     records->virtual_bytes -= record->size;
     order_remove(&records->by_name, record);
@@ -175,7 +177,7 @@ static void
 index_record(struct catalogue_records *records, struct catalogue_record *record)
 {
     records->live_bytes += record->encoded_bytes;
-    if (!has_name(record))
+    if (!has_name(records, record))
         return;
     records->virtual_bytes += record->size;
     order_insert(&records->by_name, record);
@@ -212,6 +214,22 @@ catalogue_records_remove(struct catalogue_records *records, uint32_t dev_id)
     unindex(records, record);
     order_remove(&records->by_id, record);
     catalogue_record_destroy(record);
+}
+
+bool
+catalogue_records_index(struct catalogue_records *records, uint32_t dev_id)
+{
+    struct catalogue_record *record = catalogue_by_id(records, dev_id);
+
+    THIN_ASSERT(!records->loading);
+    if (record->flags & RECORD_DELETING)
+        return true;
+    if (catalogue_by_name(records, record->name) ||
+        catalogue_by_uid(records, record->uid))
+        return false;
+    records->live_bytes -= record->encoded_bytes;
+    index_record(records, record);
+    return true;
 }
 
 struct catalogue_record *

@@ -190,9 +190,14 @@ int catalogue_trailer_decode(const uint8_t bytes[SUPERBLOCK_TRAILER_BYTES],
 struct catalogue_records {
     struct order by_name; /* not those that are deleting */
     struct order by_id;
-    struct order by_uid; /* not those that are deleting */
+    struct order by_uid;    /* not those that are deleting */
     uint64_t live_bytes;    /* in the log, of records that stand */
     uint64_t virtual_bytes; /* sum of the sizes of what has a name */
+    /*
+     * While a log is read only ids are ordered: a checkpoint holds records of different
+     * moments, so names may seem to stand twice until its end.
+     */
+    bool loading;
 };
 void catalogue_records_init(struct catalogue_records *records);
 void catalogue_records_fini(struct catalogue_records *records); /* frees the records */
@@ -207,6 +212,10 @@ void catalogue_records_put(struct catalogue_records *records,
                            struct catalogue_record *record);
 /* Removes and frees it, if it is there. */
 void catalogue_records_remove(struct catalogue_records *records, uint32_t dev_id);
+
+/* After loading, for each record in turn (`loading` is false, one was reserved). False:
+   its name or uid stands for another device already. */
+bool catalogue_records_index(struct catalogue_records *records, uint32_t dev_id);
 
 struct catalogue_record *catalogue_by_name(const struct catalogue_records *records,
                                            const char *name);

@@ -85,6 +85,9 @@ piece_done(struct device_io *io, int result)
     if (cio->write)
         pool_data_end(cio->pool, result == 0, cio->iov.iov_len);
     cio->pos += cio->piece;
+    /* What the areas hold may be forgotten by a roll-back: no further piece. */
+    if (result == 0 && cio->write && cio->pool->rolling_back)
+        result = -THIN_E_ROLLED_BACK;
     if (result == 0 && cio->pos < cio->nr_pages)
         start_piece(cio);
     else

@@ -10,22 +10,22 @@
 /* ---- records ----------------------------------------------------------------------------- */
 
 /*        tag  field            of struct catalogue_record */
-#define CATALOGUE_NUMBERS(X)  \
-    X(1, dev_id)              \
-    X(2, flags)               \
-    X(3, uid)                 \
-    X(4, parent_uid)          \
-    X(5, size)                \
-    X(6, created)             \
-    X(7, transaction_id)      \
-    X(8, creation_time)       \
-    X(9, reserve)             \
-    X(10, quota)              \
-    X(11, epoch)              \
+#define CATALOGUE_NUMBERS(X) \
+    X(1, dev_id)             \
+    X(2, flags)              \
+    X(3, uid)                \
+    X(4, parent_uid)         \
+    X(5, size)               \
+    X(6, created)            \
+    X(7, transaction_id)     \
+    X(8, creation_time)      \
+    X(9, reserve)            \
+    X(10, quota)             \
+    X(11, epoch)             \
     X(12, session)
-#define CATALOGUE_STRINGS(X)                  \
-    X(13, name, THIN_NAME_MAX)                \
-    X(14, origin, POOL_ORIGIN_MAX - 1)        \
+#define CATALOGUE_STRINGS(X)           \
+    X(13, name, THIN_NAME_MAX)         \
+    X(14, origin, POOL_ORIGIN_MAX - 1) \
     X(15, holder, POOL_HOLDER_MAX - 1)
 
 enum { RECORD_HEADER = 3, FIELD_HEADER = 3 };
@@ -101,8 +101,9 @@ catalogue_encode_tombstone(uint32_t dev_id, uint8_t *ret)
     struct writer w = {.bytes = ret, .pos = RECORD_HEADER};
 
     /* Id 0 is a device like any other: a tombstone always has its field. */
-    put_field(&w, 1, (uint8_t[4]){(uint8_t)dev_id, (uint8_t)(dev_id >> 8),
-                                  (uint8_t)(dev_id >> 16), (uint8_t)(dev_id >> 24)},
+    put_field(&w, 1,
+              (uint8_t[4]){(uint8_t)dev_id, (uint8_t)(dev_id >> 8),
+                           (uint8_t)(dev_id >> 16), (uint8_t)(dev_id >> 24)},
               4);
     end_record(&w, CATALOGUE_TOMBSTONE);
     return w.pos;
@@ -171,13 +172,13 @@ get_field(struct catalogue_record *record, const uint8_t *field, uint32_t len_by
     uint64_t n;
 
     switch (field[0]) {
-#define GET_NUMBER(tag, member)                        \
-    case tag:                                          \
-        if (!get_number(value, len_bytes, &n))         \
-            return -THIN_E_CATALOGUE;                  \
+#define GET_NUMBER(tag, member)                         \
+    case tag:                                           \
+        if (!get_number(value, len_bytes, &n))          \
+            return -THIN_E_CATALOGUE;                   \
         record->member = (__typeof__(record->member))n; \
-        if (record->member != n)                       \
-            return -THIN_E_CATALOGUE;                  \
+        if (record->member != n)                        \
+            return -THIN_E_CATALOGUE;                   \
         return 0;
 #define GET_STRING(tag, member, max) \
     case tag:                        \
@@ -352,9 +353,8 @@ catalogue_page_judge(const uint8_t *page, const uint8_t uuid[16], uint64_t addre
     else if (load_le32(page + PAGE_LENGTH) > CATALOGUE_PAYLOAD_BYTES)
         wrong = "length";
     if (wrong)
-        return thin_fail(err, -THIN_E_CATALOGUE,
-                         "catalogue page %llu has a wrong %s", (unsigned long long)address,
-                         wrong);
+        return thin_fail(err, -THIN_E_CATALOGUE, "catalogue page %llu has a wrong %s",
+                         (unsigned long long)address, wrong);
     *ret_crc = crc;
     *ret_len_bytes = load_le32(page + PAGE_LENGTH);
     return 0;

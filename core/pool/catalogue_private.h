@@ -45,7 +45,6 @@ struct catalogue_io {
     struct iovec iov;
     struct device_io io;
     struct thin_task task;
-    int result;
 };
 
 /*
@@ -83,6 +82,8 @@ struct catalogue {
 
     struct catalogue_load *load;
     struct catalogue_checkpoint *checkpoint;
+    struct catalogue_reconcile *reconcile;
+    void (*opened)(struct pool *pool, int result, const struct thin_error *err);
 };
 
 static inline uint32_t
@@ -115,6 +116,8 @@ uint64_t catalogue_pages_for(uint64_t live_bytes);
 int catalogue_change_encode(struct catalogue *cat, struct catalogue_change *change,
                             struct thin_error *err);
 /* Inside the operation that makes it true. */
+void catalogue_set_trailer(struct catalogue *cat, const struct catalogue_root *root,
+                           uint32_t dev_id);
 void catalogue_change_set_trailer(struct catalogue *cat,
                                   const struct catalogue_change *change);
 /* The operation was kept: memory follows. Frees nothing but what it replaces. */
@@ -155,7 +158,22 @@ void catalogue_map(struct catalogue *cat, struct catalogue_mapping *m);
 
 /* An unused id for a new volume. -THIN_E_LIMIT. */
 int catalogue_pick_id(struct catalogue *cat, uint32_t *ret_id, struct thin_error *err);
+void catalogue_id_used(struct catalogue *cat, uint32_t dev_id); /* a volume was made */
+int catalogue_pick_hidden_id(const struct catalogue *cat, uint32_t *ret_id,
+                             struct thin_error *err);
 uint64_t catalogue_pick_uid(struct catalogue *cat);
+
+/* ---- catalogue_load.c ------------------------------------------------------------------------ */
+
+int catalogue_load_create(struct catalogue *cat); /* the object; -ENOMEM */
+void catalogue_load_destroy(struct catalogue_load *load);
+/*
+ * After metadata_load, at open and again after each roll-back (`reload`). Reads the
+ * superblock's trailer and the pages of its root (nothing else, if the stamp fits), else
+ * reconciles. A pool without a catalogue, or with a damaged one, gets made-up records;
+ * that is no error. Fails with the devices' errors and -ENOMEM. Nothing is written.
+ */
+void catalogue_load(struct catalogue *cat, bool reload, struct pool_done done);
 
 /* ---- catalogue_checkpoint.c ------------------------------------------------------------------ */
 
@@ -165,26 +183,29 @@ uint64_t catalogue_pick_uid(struct catalogue *cat);
  * cat->unrecorded). The turn itself is made by catalogue_checkpoint_finish, when no
  * change is between its encoding and its operation.
  */
+enum checkpoint_state {
+    CHECKPOINT_IDLE,
+    CHECKPOINT_MAKING,   /* the hidden device */
+    CHECKPOINT_MAPPING,  /* room for all records */
+    CHECKPOINT_WRITING,  /* pages, by rising device id */
+    CHECKPOINT_WRITTEN,  /* waits for catalogue_checkpoint_finish */
+    CHECKPOINT_ENDING,   /* what changed behind the cursor */
+    CHECKPOINT_TURNING,  /* the root */
+    CHECKPOINT_SETTLING, /* the old area is spare once the turn is durable... */
+    CHECKPOINT_TRIMMING, /* ...and gives back what it does not need */
+};
+
 struct catalogue_checkpoint {
     struct catalogue *cat;
-    enum {
-        CHECKPOINT_IDLE,
-        CHECKPOINT_MAKING,  /* the hidden device */
-        CHECKPOINT_MAPPING, /* room for all records */
-        CHECKPOINT_WRITING, /* pages, by rising device id */
-        CHECKPOINT_WRITTEN, /* waits for catalogue_checkpoint_finish */
-        CHECKPOINT_ENDING,  /* what changed behind the cursor; then the turn of the root */
-        CHECKPOINT_SETTLING, /* the old area is spare once the turn is durable */
-        CHECKPOINT_TRIMMING, /* and gives back what it does not need */
-    } state;
+    enum checkpoint_state state;
     bool cancelled;
-    unsigned area;      /* written to */
-    uint32_t cursor;    /* ids below are in the new area... */
-    uint32_t *changed;  /* ...but for these, changed since */
+    bool lost;         /* what changed could not be noted */
+    bool ended;        /* the pool's record, the last one, is among the pages */
+    unsigned area;     /* written to */
+    uint32_t cursor;   /* ids below are in the new area... */
+    uint32_t *changed; /* ...but for these, changed since */
     uint32_t nr_changed, max_changed, pos_changed;
-    bool ended; /* the last records are in the buffer */
     struct catalogue_root root;
-    uint64_t live_bytes;
     uint8_t *pages; /* CATALOGUE_IO_PAGES of them */
     uint32_t nr_filled;
     struct catalogue_io io;
@@ -193,13 +214,14 @@ struct catalogue_checkpoint {
     struct commit_wait wait;
     struct thin_task task;
     uint32_t new_dev_id;
-    uint64_t trim_to;
-    vblock_t trim_end;
-    /* Called when it is CHECKPOINT_WRITTEN (result 0) or has failed. */
+    vblock_t trim_begin, trim_end, trim_reached;
+    int result;
+    struct thin_error err;
+    /* Called when it is CHECKPOINT_WRITTEN (result 0) or has failed before. */
     void (*written)(struct catalogue *cat, int result, const struct thin_error *err);
-    /* Called when the root has turned, or has not. */
+    /* Called when the root has turned, or has not, after catalogue_checkpoint_finish. */
     void (*finished)(struct catalogue *cat, int result, const struct thin_error *err);
-    /* Called when it is idle again. */
+    /* Called when it is idle again after that; may be NULL. */
     void (*settled)(struct catalogue *cat);
 };
 int catalogue_checkpoint_create(struct catalogue *cat); /* the object; -ENOMEM */
@@ -208,7 +230,7 @@ void catalogue_checkpoint_start(struct catalogue *cat);
 void catalogue_checkpoint_finish(struct catalogue *cat);
 /* A record changed or went. */
 void catalogue_checkpoint_note(struct catalogue *cat, uint32_t dev_id);
-/* A roll-back or the close: it ends by itself, soon, and forgets what it did. */
+/* A roll-back: it ends by itself, soon, with -THIN_E_ROLLED_BACK; WRITTEN ends at once. */
 void catalogue_checkpoint_cancel(struct catalogue *cat);
 
 /* ---- import.c --------------------------------------------------------------------------------- */
@@ -219,5 +241,7 @@ void catalogue_checkpoint_cancel(struct catalogue *cat);
  * if anything had to be changed.
  */
 void catalogue_reconcile(struct catalogue *cat, struct pool_done done);
+int catalogue_reconcile_create(struct catalogue *cat); /* the object; -ENOMEM */
+void catalogue_reconcile_destroy(struct catalogue_reconcile *rec);
 
 #endif

@@ -1,0 +1,201 @@
+/* What the pool calls: opening, reading again, the trailer at each cut, names. */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/base/assert.h"
+#include "core/base/bytes.h"
+#include "core/base/cleanup.h"
+#include "core/pool/catalogue_private.h"
+
+static void
+destroy(struct catalogue *cat)
+{
+    if (!cat)
+        return;
+    catalogue_load_destroy(cat->load);
+    catalogue_checkpoint_destroy(cat->checkpoint);
+    catalogue_reconcile_destroy(cat->reconcile);
+    catalogue_records_fini(&cat->records);
+    free(cat->areas[0].dblocks);
+    free(cat->areas[1].dblocks);
+    free(cat);
+}
+
+static int
+create(struct pool *pool)
+{
+    struct catalogue *cat = calloc(1, sizeof(*cat));
+    int r;
+
+    if (!cat)
+        return -ENOMEM;
+    cat->pool = pool;
+    catalogue_records_init(&cat->records);
+    cat->trailer.dev_id = CATALOGUE_NONE;
+    memcpy(cat->trailer.owner_host, pool->owner_host, 16);
+    memcpy(cat->trailer.owner_boot, pool->owner_boot, 16);
+    cat->trailer.owner_start = (uint32_t)pool_wall_clock(pool);
+    cat->incarnation = random_u64(&pool->rng);
+    catalogue_area_reset(cat);
+    r = catalogue_load_create(cat);
+    if (r == 0)
+        r = catalogue_checkpoint_create(cat);
+    if (r == 0)
+        r = catalogue_reconcile_create(cat);
+    if (r < 0) {
+        destroy(cat);
+        return r;
+    }
+    pool->catalogue = cat;
+    return 0;
+}
+
+static void
+draw_uuid(struct catalogue *cat)
+{
+    store_le64(cat->trailer.uuid, random_u64(&cat->pool->rng));
+    store_le64(cat->trailer.uuid + 8, random_u64(&cat->pool->rng));
+}
+
+static void
+opened(void *arg, int result, const struct thin_error *err)
+{
+    struct catalogue *cat = arg;
+    static const uint8_t no_uuid[16];
+
+    if (result == 0) {
+        const struct catalogue_record *last = order_last(&cat->records.by_id);
+
+        cat->next_dev_id = cat->pool_record.imported ? DEV_ID_MAX : 1;
+        if (last && !cat->pool_record.imported)
+            catalogue_id_used(cat, last->dev_id);
+        if (memcmp(cat->trailer.uuid, no_uuid, 16) == 0)
+            draw_uuid(cat);
+    }
+    cat->opened(cat->pool, result, err);
+}
+
+/* A fresh pool's catalogue is its first checkpoint, of no records. */
+static void
+format_finished(struct catalogue *cat, int result, const struct thin_error *err)
+{
+    opened(cat, result, err);
+}
+
+static void
+format_written(struct catalogue *cat, int result, const struct thin_error *err)
+{
+    if (result < 0)
+        opened(cat, result, err);
+    else
+        catalogue_checkpoint_finish(cat);
+}
+
+void
+catalogue_open(struct pool *pool,
+               void (*done)(struct pool *pool, int result, const struct thin_error *err))
+{
+    struct catalogue *cat;
+    struct thin_error err;
+    int r = create(pool);
+
+    if (r < 0) {
+        /* Without an object there is nothing that could call later. */
+        thin_error_init(&err);
+        thin_fail_code(&err, r, "open the catalogue");
+        done(pool, r, &err);
+        return;
+    }
+    cat = pool->catalogue;
+    cat->opened = done;
+    if (!pool->params->format) {
+        catalogue_load(cat, false, (struct pool_done){opened, cat});
+        return;
+    }
+    draw_uuid(cat);
+    cat->trailer.generation = 1;
+    cat->pool_record.created = pool_wall_clock(pool);
+    cat->unrecorded = true;
+    cat->checkpoint->written = format_written;
+    cat->checkpoint->finished = format_finished;
+    catalogue_checkpoint_start(cat);
+}
+
+void
+catalogue_reload(struct pool *pool, void (*done)(struct pool *pool, int result,
+                                                 const struct thin_error *err))
+{
+    struct catalogue *cat = pool->catalogue;
+
+    cat->opened = done;
+    cat->incarnation = random_u64(&pool->rng);
+    catalogue_load(cat, true, (struct pool_done){opened, cat});
+}
+
+void
+catalogue_finish_trailer(void *arg, uint8_t *superblock)
+{
+    struct pool *pool = arg;
+    struct catalogue *cat = pool->catalogue;
+    uint8_t *bytes = superblock + SUPERBLOCK_TRAILER_OFFSET;
+    struct catalogue_trailer trailer;
+    bool found = false;
+
+    /* Without a trailer of ours, or with one of a later version: not ours to touch. */
+    if (!cat || catalogue_trailer_decode(bytes, &trailer, &found, NULL) < 0 || !found)
+        return;
+    trailer.generation = cat->trailer.generation;
+    trailer.losses = cat->trailer.losses;
+    memcpy(trailer.owner_host, cat->trailer.owner_host, 16);
+    memcpy(trailer.owner_boot, cat->trailer.owner_boot, 16);
+    trailer.owner_start = cat->trailer.owner_start;
+    /* While memory knows what the log does not, the next open must look again. */
+    trailer.flags = cat->unrecorded ? CATALOGUE_UNRECORDED : 0;
+    trailer.stamp = superblock_stamp(superblock);
+    catalogue_trailer_encode(&trailer, bytes);
+}
+
+void
+catalogue_close(struct pool *pool)
+{
+    destroy(pool->catalogue);
+    pool->catalogue = NULL;
+}
+
+bool
+catalogue_find(struct pool *pool, const char *name, struct catalogue_volume *ret)
+{
+    const struct catalogue_record *record =
+        catalogue_by_name(&pool->catalogue->records, name);
+
+    if (!record)
+        return false;
+    ret->dev_id = record->dev_id;
+    ret->size = record->size;
+    ret->read_only = record->flags & RECORD_READ_ONLY;
+    memcpy(ret->name, record->name, strlen(record->name) + 1);
+    return true;
+}
+
+uint64_t
+catalogue_incarnation(const struct pool *pool)
+{
+    return pool->catalogue ? pool->catalogue->incarnation : 0;
+}
+
+void
+catalogue_count(const struct pool *pool, uint64_t *ret_nr_volumes,
+                uint64_t *ret_virtual_bytes)
+{
+    const struct catalogue *cat = pool->catalogue;
+
+    *ret_nr_volumes = cat ? cat->records.by_name.nr_items : 0;
+    *ret_virtual_bytes = cat ? cat->records.virtual_bytes : 0;
+}
+
+uint32_t
+catalogue_dev_id(const struct pool *pool)
+{
+    return pool->catalogue ? pool->catalogue->trailer.dev_id : CATALOGUE_NONE;
+}
