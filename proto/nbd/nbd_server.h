@@ -23,6 +23,11 @@
  *   writable   n = nbd_conn_output(iov); sendmsg; nbd_conn_sent(bytes).
  *   wake       ops->wake told that there may be output, or that input is wanted again:
  *              hand in the bytes kept from before, then send, once for each loop turn.
+ *              After his own calls of input, received, resume and sent the owner looks
+ *              himself (nbd_conn_has_output, nbd_conn_wants_input, nbd_conn_phase): they
+ *              wake nobody. Output that was told once is not told again.
+ *   end        the peer closed or a send failed: nbd_conn_close(). In DRAINING nothing is
+ *              read any more, also not the end of a peer that closes behind his DISC.
  *   WANT_TLS   send all output, throw away every plain byte read so far, shake hands on
  *              the socket, nbd_conn_tls_started().
  *   FINISHED   nbd_conn_close(), close the socket.
@@ -309,7 +314,8 @@ bool nbd_conn_wants_input(const struct nbd_conn *conn);
 
 /*
  * The rest of a payload being received, as places to recv into (at most `max`); 0 if
- * there is none: use nbd_conn_input. nbd_conn_received tells how many bytes were put
+ * there is none: use nbd_conn_input. Only when no bytes are kept from an earlier recv:
+ * those come first. nbd_conn_received tells how many bytes were put
  * there, at most their sum.
  */
 unsigned nbd_conn_want(struct nbd_conn *conn, struct iovec *iov, unsigned max);
