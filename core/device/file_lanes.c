@@ -170,12 +170,12 @@ start_thread(struct file_device *f, struct file_lane *lane)
 static int
 summon(struct file_device *f, struct file_lane *lane, unsigned nr_waiting)
 {
-    if (lane->nr_idle < nr_waiting && lane->nr_threads < lane->max_threads) {
-        int r = start_thread(f, lane);
+    int r = 0;
 
-        if (r < 0 && lane->nr_threads == 0)
-            return r;
-    }
+    if (lane->nr_idle < nr_waiting && lane->nr_threads < lane->max_threads)
+        r = start_thread(f, lane);
+    if (lane->nr_threads == 0)
+        return r < 0 ? r : -EAGAIN;
     if (lane->nr_idle > 0)
         pthread_cond_signal(&lane->wake);
     return 0;
