@@ -1,0 +1,122 @@
+# Sourced by the system tests: a server of their own in a folder of their own, which is
+# gone at the end whatever happens. A missing tool is a failure.
+set -euo pipefail
+: "${BUILD:?BUILD names the folder with the programs}"
+PATH=$BUILD:$PATH:/usr/sbin:/sbin
+SRC=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+W=$(mktemp -d "${TMPDIR:-/tmp}/thinsrv-test.XXXXXX")
+SERVER_PID=
+export THIN_SERVER=unix:$W/thinsrv.sock
+
+finish() {
+	local rc=$?
+	[ -z "$SERVER_PID" ] || kill -9 "$SERVER_PID" 2>/dev/null || true
+	jobs -p | xargs -r kill -9 2>/dev/null || true
+	if [ $rc != 0 ] && [ -s "$W/thinsrv.log" ]; then
+		echo "--- thinsrv.log"
+		tail -n 30 "$W/thinsrv.log"
+	fi
+	rm -rf "$W"
+	exit $rc
+}
+trap finish EXIT
+
+fail() {
+	echo "FAILED: $*" >&2
+	exit 1
+}
+need_tools() {
+	local t
+	for t; do command -v "$t" >/dev/null || fail "$t is not installed"; done
+}
+same() { [ "$1" = "$2" ] || fail "${3:-differs}: '$1' is not '$2'"; }
+
+# must_fail CODE WORDS COMMAND...: exits with CODE and one line on stderr that has WORDS.
+must_fail() {
+	local code=$1 words=$2 rc=0
+	shift 2
+	"$@" >"$W/out" 2>"$W/err" || rc=$?
+	[ "$rc" = "$code" ] || {
+		cat "$W/out" "$W/err" >&2
+		fail "exit $rc, not $code: $*"
+	}
+	grep -qi -- "$words" "$W/err" || {
+		cat "$W/err" >&2
+		fail "no word of '$words': $*"
+	}
+	[ "$code" != 1 ] || [ "$(wc -l <"$W/err")" = 1 ] || {
+		cat "$W/err" >&2
+		fail "more than one line: $*"
+	}
+}
+
+write_config() { # further lines are appended from stdin
+	cat >"$W/thinsrv.conf" <<-END
+		[server]
+		state_dir = $W/state
+		[listen]
+		unix = $W/thinsrv.sock
+	END
+	cat >>"$W/thinsrv.conf"
+	grep -q '^\[nbd\]' "$W/thinsrv.conf" || printf '[nbd]\nlisten = unix:%s/nbd.sock\n' "$W" >>"$W/thinsrv.conf"
+}
+start_server() {
+	[ -f "$W/thinsrv.conf" ] || write_config </dev/null
+	rm -f "$W/ready"
+	${WRAPPER:-} thinsrv --config "$W/thinsrv.conf" >>"$W/thinsrv.log" 2>&1 </dev/null &
+	SERVER_PID=$!
+	disown
+	local _
+	for _ in $(seq 200); do
+		[ -S "$W/thinsrv.sock" ] && thincli server status >/dev/null 2>&1 && return 0
+		kill -0 "$SERVER_PID" 2>/dev/null || fail "the server did not start"
+		sleep 0.05
+	done
+	fail "the server does not answer"
+}
+wait_gone() {
+	local _
+	for _ in $(seq 600); do
+		kill -0 "$1" 2>/dev/null || return 0
+		sleep 0.05
+	done
+	fail "process $1 does not end"
+}
+stop_server() {
+	kill -TERM "$SERVER_PID"
+	wait_gone "$SERVER_PID"
+	SERVER_PID=
+	tail -n 1 "$W/thinsrv.log" | grep -q stopped || fail "the server did not end in order"
+}
+kill_server() {
+	kill -9 "$SERVER_PID"
+	wait_gone "$SERVER_PID"
+	SERVER_PID=
+}
+new_pool() { # NAME DATASIZE [options]
+	thincli pool create "$1" --data "$W/$1.data:$2" --metadata "$W/$1.meta:${META_SIZE:-16M}" "${@:3}"
+}
+uri() { echo "nbd+unix:///$1?socket=$W/nbd.sock"; }
+field() { # JSON-EXPRESSION over the document d, from stdin
+	python3 -c 'import json, sys; d = json.load(sys.stdin); print(eval(sys.argv[1]))' "$1"
+}
+
+# On a closed pool: the official tools and ours agree and find nothing.
+check_pool() {
+	thin_check "$W/$1.meta" >"$W/check.out" 2>&1 || {
+		cat "$W/check.out"
+		fail "thin_check finds faults in $1"
+	}
+	thinmeta check "$W/$1.meta" >"$W/check.out" 2>&1 || {
+		cat "$W/check.out"
+		fail "thinmeta check finds faults in $1"
+	}
+	thin_dump "$W/$1.meta" >"$W/dump.theirs"
+	thinmeta dump "$W/$1.meta" >"$W/dump.ours"
+	cmp "$W/dump.theirs" "$W/dump.ours" || fail "the dumps of $1 differ"
+}
+check_closed() {
+	thincli pool close "$1"
+	check_pool "$1"
+	thincli pool open "$1"
+}

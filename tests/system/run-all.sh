@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# Runs every tests/system/test-*.sh against the programs in $BUILD, one after another.
+set -uo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+: "${BUILD:?BUILD names the folder with the programs}"
+export BUILD
+passed=0 failed=0
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+tests=("$@")
+[ ${#tests[@]} -gt 0 ] || tests=("$here"/test-*.sh)
+for t in "${tests[@]}"; do
+	start=$(date +%s)
+	if timeout "${TEST_TIMEOUT:-600}" "$t" >"$log" 2>&1; then
+		passed=$((passed + 1))
+		echo "ok    $(basename "$t") ($(($(date +%s) - start)) s)"
+	else
+		rc=$?
+		failed=$((failed + 1))
+		echo "FAIL  $(basename "$t"): exit $rc"
+		tail -n 40 "$log"
+	fi
+done
+echo "$passed passed, $failed failed"
+[ $failed = 0 ] && [ $passed -gt 0 ]
