@@ -6,6 +6,7 @@
 
 #include "core/base/checked.h"
 #include "core/metadata/metadata_private.h"
+#include "core/ondisk/bitmap.h"
 
 /* ---- life ------------------------------------------------------------------------- */
 
@@ -211,6 +212,23 @@ check_geometry(uint32_t data_block_sectors, uint64_t nr_data_blocks,
     return 0;
 }
 
+/* A map that can never fit is refused before anything is made. A lower bound: bitmaps,
+   the leaves of their index, and a block for each root. */
+static int
+check_room(struct metadata *md, uint64_t nr_data_blocks, struct thin_error *err)
+{
+    uint64_t nr = md->now.sb.metadata_nr_blocks;
+    uint64_t bitmaps = div_up_u64(nr_data_blocks, BITMAP_ENTRIES);
+    uint64_t need = bitmaps + bitmaps / node_max_entries_for(VALUE_SIZE_INDEX) + 8;
+
+    if (need > nr)
+        return thin_fail(err, -THIN_E_NO_METADATA_SPACE,
+                         "%" PRIu64 " data blocks need at least %" PRIu64
+                         " metadata blocks, the device has %" PRIu64,
+                         nr_data_blocks, need, nr);
+    return 0;
+}
+
 /* Inside an operation: the empty trees and the empty data space map. */
 static int
 format_trees(struct metadata *md, struct thin_error *err)
@@ -287,7 +305,9 @@ metadata_format(struct metadata *md, uint32_t data_block_sectors, uint64_t nr_da
     md->now.sb.metadata_nr_blocks = min_u64(bm_nr_blocks(md->bm), METADATA_BLOCKS_MAX);
     md->now.changed = true;
 
-    r = format_all(md, nr_data_blocks, err);
+    r = check_room(md, nr_data_blocks, err);
+    if (r == 0)
+        r = format_all(md, nr_data_blocks, err);
     if (r < 0) {
         metadata_reset(md); /* half a format is of no use to anyone */
         return thin_wrap(err, r, "format the metadata");

@@ -130,7 +130,9 @@ device_get(struct metadata *md, uint32_t id, struct md_device **ret_dev,
         return thin_fail(err, -THIN_E_BAD_BLOCK,
                          "device %" PRIu32 " has details but no mapping tree", id);
     words.root = load_le64(value);
-    words.times_end = md->now.sb.time + 1;
+    /* Had the open operation put a mapping in, the device would be here: so the time
+       that counts is the one before its own tick. */
+    words.times_end = (md->op_open ? md->before.sb.time : md->now.sb.time) + 1;
 
     dev = device_add(md, id, &words);
     if (!dev)

@@ -66,7 +66,7 @@ struct rig {
     struct model now, committing, durable;
     struct model held; /* what the held root should show */
     struct model held_committing, held_durable;
-    enum commit_state commit;
+    enum commit_state commit, started;
     uint64_t commit_txn;
     void *superblock;
     unsigned step, nr_commits, nr_tools, nr_ticks, nr_snaps, nr_resets;
@@ -139,7 +139,13 @@ check_device(void *arg, bool held, uint32_t id, const struct device_details *det
         details->transaction_id != dev->details.transaction_id ||
         details->creation_time != dev->details.creation_time ||
         details->snapshotted_time != dev->details.snapshotted_time)
-        fail_rig(c->rig, "details of device %" PRIu32 " differ", id);
+        fail_rig(c->rig,
+                 "details of device %" PRIu32 " are %" PRIu64 " %" PRIu64 " %" PRIu32
+                 " %" PRIu32 ", not %" PRIu64 " %" PRIu64 " %" PRIu32 " %" PRIu32,
+                 id, details->mapped_blocks, details->transaction_id,
+                 details->creation_time, details->snapshotted_time,
+                 dev->details.mapped_blocks, dev->details.transaction_id,
+                 dev->details.creation_time, dev->details.snapshotted_time);
 }
 
 static void
@@ -316,8 +322,10 @@ static int
 run_tool(char *const argv[], const char *out)
 {
     int status;
-    pid_t pid = fork();
+    pid_t pid;
 
+    fflush(stdout);
+    pid = fork();
     ck_assert_int_ge(pid, 0);
     if (pid == 0) {
         if (!freopen(out, "w", stdout) || dup2(1, 2) < 0)
@@ -494,25 +502,24 @@ commit_cut(struct rig *rig)
         fail_rig(rig, "cut: %s", err.text);
     rig->committing = rig->now;
     rig->held_committing = rig->held;
-    rig->commit = BLOCKS;
+    rig->commit = rig->started = BLOCKS;
     bm_write_cut(metadata_bm(rig->md), commit_advanced, rig);
 }
 
-/* Runs the commit until it has come to `until`. */
+/* Runs the commit until it has come to `until`, which is not begun. Its steps may have
+   ended on the way of other work; only here the next one is started. */
 static void
 commit_run(struct rig *rig, enum commit_state until)
 {
-    enum commit_state before = rig->commit;
-
     while (rig->commit < until) {
-        while (rig->commit == before)
-            ck_assert_int_eq(loop_run_once(rig->loop), 0);
-        before = rig->commit;
-        if (rig->commit == FLUSH)
+        if (rig->started != rig->commit && rig->commit == FLUSH)
             bm_flush(metadata_bm(rig->md), commit_advanced, rig);
-        else if (rig->commit == SUPERBLOCK && until > SUPERBLOCK)
+        else if (rig->started != rig->commit)
             bm_write_superblock(metadata_bm(rig->md), rig->superblock, commit_advanced,
                                 rig);
+        rig->started = rig->commit;
+        while (rig->commit == rig->started)
+            ck_assert_int_eq(loop_run_once(rig->loop), 0);
     }
 }
 
@@ -525,9 +532,6 @@ commit_end(struct rig *rig)
         /* All blocks are down, block 0 is not: the old state must still be whole. */
         commit_run(rig, SUPERBLOCK);
         check_image(rig, &rig->durable, &rig->held_durable);
-        if (rig->commit == SUPERBLOCK)
-            bm_write_superblock(metadata_bm(rig->md), rig->superblock, commit_advanced,
-                                rig);
     }
     commit_run(rig, WRITTEN);
     metadata_durable(rig->md, rig->commit_txn, NULL, NULL);
@@ -813,38 +817,42 @@ do_snap(struct rig *rig, struct op *op)
     check_sharing(rig);
 }
 
+/* One step of deleting op->dev, done to the model too. */
+static bool
+delete_step(struct rig *rig, struct op *op)
+{
+    struct model_dev *dev = &rig->now.devs[op->dev];
+    struct device_details details;
+    bool found;
+
+    op->kind = DELETE;
+    say(rig, "delete step of %u", op->dev);
+    if (!perform(rig, op))
+        return false;
+    if (op->done) {
+        dev->exists = false;
+        return true;
+    }
+    /* From the top: as many as the record says are left. */
+    ck_assert_int_eq(metadata_get_device(rig->md, ids[op->dev], &details, &found, NULL),
+                     0);
+    ck_assert(found);
+    ck_assert_uint_lt(details.mapped_blocks, dev->details.mapped_blocks);
+    for (unsigned v = VBLOCKS_MAX; dev->details.mapped_blocks > details.mapped_blocks;)
+        if (dev->map[--v] != UNMAPPED) {
+            dev->map[v] = UNMAPPED;
+            dev->details.mapped_blocks--;
+        }
+    return true;
+}
+
 static void
 do_delete(struct rig *rig, struct op *op)
 {
-    struct model_dev *dev;
-
-    op->kind = DELETE;
     op->dev = pick(rig, true);
     op->nr = (unsigned)below(rig, 20);
-    if (op->dev == DEVS_MAX)
-        return;
-    dev = &rig->now.devs[op->dev];
-    say(rig, "delete step of %u", op->dev);
-    if (!perform(rig, op))
-        return;
-    if (op->done) {
-        dev->exists = false;
-    } else {
-        struct device_details details;
-        bool found;
-
-        /* From the top: as many as the record says are left. */
-        ck_assert_int_eq(
-            metadata_get_device(rig->md, ids[op->dev], &details, &found, NULL), 0);
-        ck_assert(found);
-        ck_assert_uint_le(details.mapped_blocks, dev->details.mapped_blocks);
-        for (unsigned v = VBLOCKS_MAX;
-             dev->details.mapped_blocks > details.mapped_blocks;)
-            if (dev->map[--v] != UNMAPPED) {
-                dev->map[v] = UNMAPPED;
-                dev->details.mapped_blocks--;
-            }
-    }
+    if (op->dev < DEVS_MAX)
+        delete_step(rig, op);
 }
 
 static void
@@ -923,26 +931,33 @@ do_grow(struct rig *rig, struct op *op)
     }
 }
 
+static bool
+release_step(struct rig *rig, struct op *op)
+{
+    op->kind = RELEASE;
+    say(rig, "release step");
+    if (!perform(rig, op))
+        return false;
+    rig->now.releasing = !op->done;
+    rig->now.held = !op->done;
+    return true;
+}
+
 static void
 do_held(struct rig *rig, struct op *op)
 {
-    if (!rig->now.held) {
-        op->kind = RESERVE;
-        say(rig, "reserve");
-        if (!perform(rig, op))
-            return;
-        rig->now.held = true;
-        rig->now.releasing = false;
-        rig->held = rig->now;
+    if (rig->now.held) {
+        op->nr = (unsigned)below(rig, 20);
+        release_step(rig, op);
         return;
     }
-    op->kind = RELEASE;
-    op->nr = (unsigned)below(rig, 20);
-    say(rig, "release step");
+    op->kind = RESERVE;
+    say(rig, "reserve");
     if (!perform(rig, op))
         return;
-    rig->now.releasing = !op->done;
-    rig->now.held = !op->done;
+    rig->now.held = true;
+    rig->now.releasing = false;
+    rig->held = rig->now;
 }
 
 static void
@@ -1022,6 +1037,31 @@ one_step(struct rig *rig)
     }
 }
 
+/* Everything goes, and nothing is left behind. */
+static void
+take_all_away(struct rig *rig)
+{
+    struct metadata_space space;
+
+    for (unsigned i = 0; i < DEVS_MAX; i++)
+        while (rig->now.devs[i].exists) {
+            struct op op = {.dev = i, .nr = 12};
+
+            if (!delete_step(rig, &op))
+                fail_rig(rig, "no space to delete");
+        }
+    while (rig->now.held) {
+        struct op op = {.nr = 12};
+
+        if (!release_step(rig, &op))
+            fail_rig(rig, "no space to release");
+    }
+    commit_whole(rig);
+    metadata_data_space(rig->md, &space);
+    ck_assert_uint_eq(space.nr_free, rig->now.nr_data);
+    check_with_tools(rig);
+}
+
 static uint64_t
 env_number(const char *name, uint64_t otherwise)
 {
@@ -1068,32 +1108,7 @@ run(const struct setup *setup)
     commit_whole(rig);
     check_with_tools(rig);
 
-    /* Everything goes, and nothing is left behind. */
-    for (unsigned i = 0; i < DEVS_MAX; i++)
-        while (rig->now.devs[i].exists) {
-            struct op op = {.kind = DELETE, .dev = i, .nr = 12};
-
-            ck_assert(perform(rig, &op));
-            rig->now.devs[i].exists = !op.done;
-        }
-    while (rig->now.held) {
-        struct op op = {.kind = RELEASE, .nr = 12};
-
-        ck_assert(perform(rig, &op));
-        rig->now.held = !op.done;
-    }
-    rig->now.releasing = false;
-    {
-        struct metadata_space space;
-        bool more = true;
-
-        while (more)
-            ck_assert_int_ge(metadata_retry_wait(rig->md, merge_one, &more, &err), 0);
-        commit_whole(rig);
-        metadata_data_space(rig->md, &space);
-        ck_assert_uint_eq(space.nr_free, rig->now.nr_data);
-        check_with_tools(rig);
-    }
+    take_all_away(rig);
     printf("%s: %u commits, %u roll-backs, %u snapshots, %u ticks, %u times the tools\n",
            setup->name, rig->nr_commits, rig->nr_resets, rig->nr_snaps, rig->nr_ticks,
            rig->nr_tools);

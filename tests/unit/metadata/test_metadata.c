@@ -324,11 +324,11 @@ START_TEST(a_read_only_pool_is_read_and_not_changed)
     commit_and_recount(NULL);
     metadata_destroy(md);
     open_md(true);
+    ck_code(metadata_format(md, 128, 1, &err), READ_ONLY);
     ck_ok(metadata_load(md, &err));
     ck_assert(value_at(1, 2) != UINT64_MAX);
     ck_code(OP(metadata_create_thin(md, 2, &err)), READ_ONLY);
     ck_code(OP(map_in_op(1, 7)), READ_ONLY);
-    ck_code(metadata_format(md, 128, 1, &err), READ_ONLY);
     ck_ok(metadata_commit_wait(md, NULL, &err));
 }
 END_TEST
@@ -558,6 +558,15 @@ START_TEST(a_group_takes_one_tick)
     ck_assert_uint_eq(metadata_superblock(md)->time, 1);
     for (uint32_t i = 0; i < 8; i++)
         ck_assert_uint_eq(details_of(i).snapshotted_time, 1);
+    commit_and_recount(NULL);
+
+    /* Also when the origins are only met inside the operation, after its tick. */
+    reload();
+    metadata_op_begin(md, TM_NORMAL);
+    for (uint32_t i = 0; i < 8; i++)
+        ck_ok(metadata_create_snap(md, 200 + i, i, &err));
+    ck_ok(metadata_op_end(md, &err));
+    ck_assert_uint_eq(metadata_superblock(md)->time, 2);
     commit_and_recount(NULL);
 }
 END_TEST
