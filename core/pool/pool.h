@@ -291,6 +291,14 @@ struct volume_extent {
 
 struct volume_frag;
 
+/* A request at the data device, as the engine remembers it. The engine's. */
+struct pool_inflight {
+    TAILQ_ENTRY(pool_inflight) link;
+    uint64_t begin, end; /* bytes on the data device */
+    unsigned flags;
+    unsigned phase;
+};
+
 /*
  * One request; embed it. Offsets and lengths in bytes, any value inside the volume for
  * READ and WRITE (a part of a sector is read, patched and written without tearing its
@@ -322,9 +330,9 @@ struct volume_io {
     uint64_t started_ns;
     unsigned state;
     struct device_io dio; /* the one device request of an unfragmented I/O */
-    struct iovec one_iov[4];
-    struct volume_frag *frag;
-    uint64_t engine_u64[4];
+    struct pool_inflight inflight;
+    uint64_t redo_from; /* where a request that waited for space begins again */
+    uint64_t deadline_ns;
 };
 void volume_submit(struct volume *volume, struct volume_io *io);
 

@@ -8,6 +8,10 @@
 #ifndef THIN_CORE_POOL_POOL_PRIVATE_H
 #define THIN_CORE_POOL_POOL_PRIVATE_H
 
+/* Out of memory in a hash is an answer, not an exit. */
+#define HASH_NONFATAL_OOM 1
+#include <uthash.h>
+
 #include "core/base/random.h"
 #include "core/metadata/metadata.h"
 #include "core/pool/pool.h"
@@ -49,7 +53,6 @@ struct metaop {
     /* The runner's. */
     struct pool *pool;
     struct bm_fetch fetch;
-    struct thin_error *late; /* unused by callers */
     unsigned state;
     uint64_t epoch;
     uint64_t wait_txn;
@@ -64,6 +67,11 @@ TAILQ_HEAD(metaop_list, metaop);
  * call if `may_finish_now` (the data path's hot case); else always later.
  */
 void metaop_start(struct pool *pool, struct metaop *op, bool may_finish_now);
+void metaops_init(struct pool *pool);
+/* A transaction became durable: operations that waited for it run again. */
+void metaops_after_commit(struct pool *pool);
+/* The epoch has changed: all that wait are told so. */
+void metaops_roll_back(struct pool *pool);
 
 /* ---- commits and flushes (commit.c) -------------------------------------------------------- */
 
@@ -92,6 +100,14 @@ void commit_note_change(struct pool *pool);
 /* A transaction that is not durable yet and holds all changes made so far; 0: all is
    durable. What commit_join takes. */
 uint64_t commit_last_txn(const struct pool *pool);
+/* The transaction is to be committed soon; nobody is told. */
+void commit_want(struct pool *pool, uint64_t txn);
+void commit_init(struct pool *pool);
+/* Metadata stands in memory (opened, or loaded again): numbers begin there. */
+void commit_begin_epoch(struct pool *pool);
+/* Everyone who waits fails with `result`; nothing is in flight or will be begun. */
+void commit_roll_back(struct pool *pool, int result);
+void commit_stop(struct pool *pool); /* cancels timers and tasks */
 
 /*
  * Every write, write-zeroes and discard to the data device is framed by these two, also
@@ -112,25 +128,28 @@ enum commit_state {
 
 struct committer {
     enum commit_state state;
-    bool wanted;         /* another commit as soon as this one ends */
+    bool wanted;         /* a commit is to begin, or another one when this one ends */
     bool fetching;       /* the merge waits for a block */
     bool blocks_written; /* of COMMIT_WRITING's two halves */
+    uint64_t epoch;      /* that the running commit belongs to */
     uint64_t cut_txn;    /* the one being written; 0: none */
     uint64_t cut_seq;    /* data writes that it stands on */
     uint64_t durable_txn;
     void *superblock;
     struct bm_fetch fetch;
-    struct commit_wait_list waits;
-    struct thin_task start_task, wake_task;
+    struct commit_wait_list waits, failed;
+    int failed_result;
+    struct thin_task step_task, wake_task;
     struct thin_timer interval;
     uint64_t nr_commits;
     unsigned md_io; /* callbacks of the block manager to come */
-    struct thin_log_limit *unused;
 
     /* The data flush: one in flight, the rest wait for the next. */
     struct device_io flush_io;
     bool flushing;
-    bool flush_wanted;
+    uint64_t flush_epoch;
+    uint64_t flush_need; /* writes that somebody wants covered */
+    uint64_t bytes_at_flush;
     uint64_t write_seq;       /* data writes completed */
     uint64_t bytes_unflushed; /* about */
     uint64_t flush_seq;       /* write_seq when the running flush was submitted */
@@ -164,7 +183,9 @@ struct volume_core {
 
     TAILQ_HEAD(, volume) handles;
     unsigned nr_handles;
+    unsigned holds; /* handles, and who is about to be one */
 
+    uint64_t epoch;       /* that snapshotted_time was read in */
     uint64_t changed_txn; /* last transaction that changed its mappings */
     uint64_t write_seq;   /* committer.write_seq after its last data write */
 
@@ -182,6 +203,7 @@ struct volume_core {
     unsigned nr_windows;
 
     TAILQ_ENTRY(volume_core) link;
+    UT_hash_handle hh; /* pool->cores_by_id */
 };
 TAILQ_HEAD(volume_core_list, volume_core);
 
@@ -208,6 +230,9 @@ struct volume_core *volume_core_find(struct pool *pool, uint32_t dev_id);
 /* After a snapshot of `core` was taken, in the same turn (metaop.done): later writes find
    their blocks shared. `time` is the details' snapshotted_time. */
 void volume_core_set_time(struct volume_core *core, uint32_t time);
+/* The core lives until as many puts. */
+void volume_core_hold(struct volume_core *core);
+void volume_core_put(struct volume_core *core);
 void volume_core_quiesce(struct volume_core *core, struct quiesce *q);
 /* The record changed: tells the handles. */
 void volume_core_set_size(struct volume_core *core, uint64_t size);
@@ -227,8 +252,9 @@ struct unmap {
     vblock_t begin, end;
     /* unmap's */
     struct pool *pool;
+    uint64_t epoch;
     vblock_t step_begin, step_end, ret_end;
-    uint64_t unmapped;
+    uint64_t unmapped, step_unmapped;
     uint64_t txn; /* last transaction that it changed; 0: none */
     struct metaop op;
     struct thin_task task;
@@ -289,16 +315,20 @@ struct pool {
     struct space *space;
     struct committer commit;
     struct volume_core_list cores;
+    struct volume_core *cores_by_id;
 
     struct metaop_list ops_commit; /* wait for a commit */
     struct metaop_list ops_fetch;  /* wait for a block */
     struct metaop_list ops_late;   /* finished, to be told by ops_task */
     struct thin_task ops_task;
+    unsigned nr_ops;     /* started and not ended */
+    bool metadata_ready; /* false while a roll-back loads it again */
 
     uint64_t data_in_flight; /* requests at the data device, see pool_data_begin */
 
     uint64_t longest_step_ns;
     char longest_step[64];
+    struct pool_end *end;      /* of a close or a roll-back that is under way (pool.c) */
     struct pool_internals *in; /* the data path's own (io_private.h) */
 };
 
@@ -313,7 +343,13 @@ int pool_may_change(const struct pool *pool, struct thin_error *err);
 void pool_set_mode(struct pool *pool, enum pool_mode mode, const char *what_to_do,
                    const char *why_fmt, ...) PRINTF_LIKE(4, 5);
 
-/* rollback.c: what is not durable cannot be made so. */
+/* A change failed for want of metadata space: the mode tells; other codes are not heeded. */
+void pool_write_failed(struct pool *pool, int code, const struct thin_error *err);
+
+/* rollback.c */
+void rollback_continue(struct pool *pool);
+
+/* What is not durable cannot be made so. */
 void pool_roll_back(struct pool *pool, int code, const char *why);
 
 /* ---- the catalogue's and the administrator's side, called by pool.c and others ------------- */

@@ -1,0 +1,480 @@
+/*
+ * Makes transactions durable, many waiters by one commit and one data flush.
+ *
+ *   IDLE ─ commit_want ─► PREFLUSH? ─► MERGING ─ cut ─► WRITING ─► FLUSHING ─► SUPERBLOCK
+ *     ▲                                              (data flush beside)            │
+ *     └──────────────────────────── metadata_durable ◄──────────────────────────────┘
+ *
+ * Any failure after the merge began is a roll-back: what the transaction holds cannot be
+ * made durable, and later ones stand on it.
+ */
+#include "core/pool/io_private.h"
+
+#define PREFLUSH_BYTES \
+    (32u << 20) /* unflushed data that is worth a flush before the cut */
+
+static void commit_step(struct pool *pool);
+
+/* ---- the data flush --------------------------------------------------------------------- */
+
+static void flush_kick(struct pool *pool);
+
+static bool
+wait_satisfied(const struct committer *c, const struct commit_wait *wait)
+{
+    return wait->txn <= c->durable_txn && wait->write_seq <= c->flushed_seq;
+}
+
+static void
+wake_run(struct thin_task *task)
+{
+    struct committer *c = container_of(task, struct committer, wake_task);
+    struct commit_wait_list ready = TAILQ_HEAD_INITIALIZER(ready);
+    struct commit_wait_list failed = TAILQ_HEAD_INITIALIZER(failed);
+    struct commit_wait *wait, *next;
+    int result = c->failed_result;
+
+    TAILQ_CONCAT(&failed, &c->failed, link);
+    for (wait = TAILQ_FIRST(&c->waits); wait; wait = next) {
+        next = TAILQ_NEXT(wait, link);
+        if (!wait_satisfied(c, wait))
+            continue;
+        TAILQ_REMOVE(&c->waits, wait, link);
+        TAILQ_INSERT_TAIL(&ready, wait, link);
+    }
+    while ((wait = TAILQ_FIRST(&failed))) {
+        TAILQ_REMOVE(&failed, wait, link);
+        wait->done(wait, result);
+    }
+    while ((wait = TAILQ_FIRST(&ready))) {
+        TAILQ_REMOVE(&ready, wait, link);
+        wait->done(wait, 0);
+    }
+}
+
+static void
+commit_wake(struct pool *pool)
+{
+    loop_defer(pool->loop, &pool->commit.wake_task);
+}
+
+static void
+flush_done(struct device_io *io, int result)
+{
+    struct committer *c = container_of(io, struct committer, flush_io);
+    struct pool *pool = container_of(c, struct pool, commit);
+
+    c->flushing = false;
+    pool->data_in_flight--;
+    if (c->flush_epoch != pool->epoch) {
+        pool_check_idle(pool);
+        return;
+    }
+    if (result < 0) {
+        /* Never tried again: the pages that it could not write may count as clean now. */
+        pool_roll_back(pool, result, "the data device failed to flush");
+        return;
+    }
+    c->flushed_seq = max_u64(c->flushed_seq, c->flush_seq);
+    c->bytes_unflushed -= c->bytes_at_flush;
+    commit_wake(pool);
+    flush_kick(pool);
+    if (c->state == COMMIT_PREFLUSH || c->state == COMMIT_WRITING)
+        commit_step(pool);
+    pool_check_idle(pool);
+}
+
+static void
+flush_kick(struct pool *pool)
+{
+    struct committer *c = &pool->commit;
+
+    if (c->flushing || c->flush_need <= c->flushed_seq)
+        return;
+    c->flushing = true;
+    c->flush_epoch = pool->epoch;
+    c->flush_seq = c->write_seq;
+    c->bytes_at_flush = c->bytes_unflushed;
+    c->flush_io.op = DEVICE_FLUSH;
+    c->flush_io.flags = 0;
+    c->flush_io.done = flush_done;
+    pool->data_in_flight++;
+    device_submit(pool->data, &c->flush_io);
+}
+
+static void
+flush_want(struct pool *pool, uint64_t write_seq)
+{
+    struct committer *c = &pool->commit;
+
+    c->flush_need = max_u64(c->flush_need, write_seq);
+    flush_kick(pool);
+}
+
+void
+pool_data_begin(struct pool *pool)
+{
+    pool->data_in_flight++;
+}
+
+void
+pool_data_end(struct pool *pool, bool wrote, uint64_t bytes)
+{
+    THIN_ASSERT(pool->data_in_flight > 0);
+    pool->data_in_flight--;
+    if (wrote) {
+        pool->commit.write_seq++;
+        pool->commit.bytes_unflushed += bytes;
+    }
+    if (pool->data_in_flight == 0)
+        pool_check_idle(pool);
+}
+
+/* ---- waiting ------------------------------------------------------------------------------ */
+
+void
+commit_join_seq(struct pool *pool, struct commit_wait *wait, uint64_t write_seq)
+{
+    struct committer *c = &pool->commit;
+
+    wait->write_seq = wait->flush_data ? write_seq : 0;
+    TAILQ_INSERT_TAIL(&c->waits, wait, link);
+    if (wait_satisfied(c, wait)) {
+        commit_wake(pool);
+        return;
+    }
+    if (wait->flush_data)
+        flush_want(pool, wait->write_seq);
+    if (wait->txn > c->durable_txn)
+        commit_want(pool, wait->txn);
+}
+
+void
+commit_join(struct pool *pool, struct commit_wait *wait)
+{
+    commit_join_seq(pool, wait, pool->commit.write_seq);
+}
+
+uint64_t
+commit_last_txn(const struct pool *pool)
+{
+    if (metadata_changed(pool->md))
+        return metadata_txn(pool->md);
+    return pool->commit.cut_txn;
+}
+
+void
+commit_want(struct pool *pool, uint64_t txn)
+{
+    struct committer *c = &pool->commit;
+
+    if (txn <= c->durable_txn || txn == c->cut_txn)
+        return;
+    c->wanted = true;
+    if (c->state == COMMIT_IDLE)
+        loop_defer(pool->loop, &c->step_task);
+}
+
+static void
+interval_fired(struct thin_timer *timer)
+{
+    struct committer *c = container_of(timer, struct committer, interval);
+    struct pool *pool = container_of(c, struct pool, commit);
+
+    if (pool->metadata_ready && metadata_changed(pool->md))
+        commit_want(pool, metadata_txn(pool->md));
+}
+
+void
+commit_note_change(struct pool *pool)
+{
+    struct committer *c = &pool->commit;
+    uint64_t ms = pool->config.commit_interval_ms;
+
+    if (metadata_dirty_blocks(pool->md) >= pool->config.commit_max_dirty)
+        commit_want(pool, metadata_txn(pool->md));
+    if (c->interval.armed || c->wanted)
+        return;
+    if (loop_timer_set(pool->loop, &c->interval,
+                       loop_now_ns(pool->loop) + ms * NS_PER_MS) < 0)
+        commit_want(pool, metadata_txn(pool->md)); /* no memory for a timer: then now */
+}
+
+/* ---- the commit ----------------------------------------------------------------------------- */
+
+static void
+commit_failed(struct pool *pool, int code, const struct thin_error *err,
+              const char *doing)
+{
+    char words[THIN_ERROR_TEXT_MAX];
+
+    snprintf(words, sizeof(words), "%s: %s", doing, thin_error_text(err, code));
+    pool_roll_back(pool, code, words);
+}
+
+/* A callback of the block manager: false if its commit is no longer. */
+static bool
+md_io_ended(struct pool *pool, int result, const char *doing)
+{
+    struct committer *c = &pool->commit;
+
+    c->md_io--;
+    if (c->epoch != pool->epoch) {
+        pool_check_idle(pool);
+        return false;
+    }
+    if (result < 0) {
+        commit_failed(pool, result, NULL, doing);
+        return false;
+    }
+    return true;
+}
+
+static void
+superblock_written(void *arg, int result)
+{
+    struct pool *pool = arg;
+    struct committer *c = &pool->commit;
+    uint64_t txn = c->cut_txn;
+
+    if (!md_io_ended(pool, result, "write the superblock"))
+        return;
+    c->durable_txn = txn;
+    c->cut_txn = 0;
+    c->state = COMMIT_IDLE;
+    c->nr_commits++;
+    metadata_durable(pool->md, txn, space_freed, pool);
+    commit_wake(pool);
+    metaops_after_commit(pool);
+    space_after_commit(pool);
+    if (c->wanted)
+        loop_defer(pool->loop, &c->step_task);
+    else if (metadata_changed(pool->md))
+        commit_note_change(pool);
+    pool_check_idle(pool);
+}
+
+static void
+metadata_flushed(void *arg, int result)
+{
+    struct pool *pool = arg;
+    struct committer *c = &pool->commit;
+
+    if (!md_io_ended(pool, result, "flush the metadata device"))
+        return;
+    c->state = COMMIT_SUPERBLOCK;
+    c->md_io++;
+    bm_write_superblock(pool->bm, c->superblock, superblock_written, pool);
+}
+
+static void
+cut_written(void *arg, int result)
+{
+    struct pool *pool = arg;
+
+    if (!md_io_ended(pool, result, "write metadata blocks"))
+        return;
+    pool->commit.blocks_written = true;
+    commit_step(pool);
+}
+
+static void
+merge_fetched(struct bm_fetch *fetch, int result)
+{
+    struct committer *c = container_of(fetch, struct committer, fetch);
+    struct pool *pool = container_of(c, struct pool, commit);
+
+    c->fetching = false;
+    if (c->epoch != pool->epoch) {
+        bm_fetch_fini(fetch);
+        pool_check_idle(pool);
+        return;
+    }
+    if (result < 0) {
+        bm_fetch_fini(fetch);
+        commit_failed(pool, result, NULL, "read metadata for the commit");
+        return;
+    }
+    commit_step(pool);
+}
+
+static void
+commit_cut(struct pool *pool)
+{
+    struct committer *c = &pool->commit;
+
+    bm_fetch_fini(&c->fetch);
+    c->cut_seq = c->write_seq;
+    c->wanted = false;
+    loop_timer_cancel(pool->loop, &c->interval);
+    c->blocks_written = false;
+    c->state = COMMIT_WRITING;
+    c->md_io++;
+    bm_write_cut(pool->bm, cut_written, pool);
+    /* All data that the cut's mappings stand for had completed before they were made. */
+    flush_want(pool, c->cut_seq);
+}
+
+static void
+commit_merge(struct pool *pool)
+{
+    struct committer *c = &pool->commit;
+    uint64_t began = loop_now_ns(pool->loop), now = began;
+    struct thin_error err;
+    bool more = true;
+    int r = 0;
+
+    thin_error_init(&err);
+    bm_clear_missing(pool->bm);
+    while (more) {
+        r = metadata_merge_step(pool->md, &more, &err);
+        if (r < 0)
+            break;
+        if (more) {
+            now = loop_now_ns(pool->loop);
+            if (now - began > POOL_STEP_NS / 2) {
+                pool_step(pool, "merge", began);
+                loop_defer(pool->loop, &c->step_task);
+                return;
+            }
+        }
+    }
+    if (r == 0)
+        r = metadata_cut(pool->md, catalogue_finish_trailer, pool, &c->cut_txn,
+                         &c->superblock, &err);
+    pool_step(pool, "merge and cut", began);
+    if (r == -THIN_E_WOULD_BLOCK) {
+        c->fetching = true;
+        bm_fetch_start(&c->fetch);
+    } else if (r < 0) {
+        bm_fetch_fini(&c->fetch);
+        commit_failed(pool, r, &err, "prepare the commit");
+    } else {
+        commit_cut(pool);
+    }
+}
+
+/* Operations that changed nothing after all (an unmap of a hole) may be waited for. */
+static void
+nothing_to_commit(struct pool *pool)
+{
+    struct committer *c = &pool->commit;
+    struct commit_wait *wait;
+
+    c->wanted = false;
+    TAILQ_FOREACH(wait, &c->waits, link)
+        wait->txn = 0;
+    commit_wake(pool);
+    metaops_after_commit(pool);
+    space_after_commit(pool);
+}
+
+static void
+commit_step(struct pool *pool)
+{
+    struct committer *c = &pool->commit;
+
+    switch (c->state) {
+    case COMMIT_IDLE:
+        if (!pool->metadata_ready || !c->wanted)
+            break;
+        if (!metadata_changed(pool->md)) {
+            nothing_to_commit(pool);
+            break;
+        }
+        c->epoch = pool->epoch;
+        bm_fetch_init(&c->fetch, pool->bm, merge_fetched);
+        if (c->bytes_unflushed > PREFLUSH_BYTES && c->flushed_seq < c->write_seq) {
+            c->state = COMMIT_PREFLUSH;
+            flush_want(pool, c->write_seq);
+            break;
+        }
+        c->state = COMMIT_MERGING;
+        commit_merge(pool);
+        break;
+    case COMMIT_PREFLUSH:
+        /* Once, however much was written meanwhile. */
+        c->state = COMMIT_MERGING;
+        commit_merge(pool);
+        break;
+    case COMMIT_MERGING:
+        if (!c->fetching)
+            commit_merge(pool);
+        break;
+    case COMMIT_WRITING:
+        if (!c->blocks_written || c->flushed_seq < c->cut_seq)
+            break;
+        c->state = COMMIT_FLUSHING;
+        c->md_io++;
+        bm_flush(pool->bm, metadata_flushed, pool);
+        break;
+    case COMMIT_FLUSHING:
+    case COMMIT_SUPERBLOCK:
+        break;
+    }
+}
+
+static void
+step_run(struct thin_task *task)
+{
+    struct committer *c = container_of(task, struct committer, step_task);
+
+    commit_step(container_of(c, struct pool, commit));
+}
+
+/* ---- life -------------------------------------------------------------------------------------- */
+
+void
+commit_init(struct pool *pool)
+{
+    struct committer *c = &pool->commit;
+
+    TAILQ_INIT(&c->waits);
+    TAILQ_INIT(&c->failed);
+    c->step_task.run = step_run;
+    c->wake_task.run = wake_run;
+    c->interval.fire = interval_fired;
+}
+
+void
+commit_begin_epoch(struct pool *pool)
+{
+    struct committer *c = &pool->commit;
+
+    c->state = COMMIT_IDLE;
+    c->cut_txn = 0;
+    c->wanted = false;
+    c->durable_txn = metadata_txn(pool->md) - 1;
+    /* What was lost is lost: no later flush may seem to cover it. */
+    c->flushed_seq = c->write_seq;
+    c->flush_need = c->write_seq;
+    c->bytes_unflushed = 0;
+}
+
+void
+commit_roll_back(struct pool *pool, int result)
+{
+    struct committer *c = &pool->commit;
+
+    if (c->state == COMMIT_MERGING && !c->fetching)
+        bm_fetch_fini(&c->fetch);
+    c->state = COMMIT_IDLE;
+    c->wanted = false;
+    c->cut_txn = 0;
+    c->failed_result = result;
+    loop_timer_cancel(pool->loop, &c->interval);
+    loop_defer_cancel(pool->loop, &c->step_task);
+    TAILQ_CONCAT(&c->failed, &c->waits, link);
+    if (!TAILQ_EMPTY(&c->failed))
+        commit_wake(pool);
+}
+
+void
+commit_stop(struct pool *pool)
+{
+    struct committer *c = &pool->commit;
+
+    loop_timer_cancel(pool->loop, &c->interval);
+    loop_defer_cancel(pool->loop, &c->step_task);
+    loop_defer_cancel(pool->loop, &c->wake_task);
+}

@@ -1,0 +1,185 @@
+/*
+ * Breaks sharing: reads the old block around the payload, writes the new one whole.
+ * Copies are limited by their buffers. Blocks beyond one buffer go in pieces.
+ */
+#include <stdlib.h>
+
+#include "core/pool/io_private.h"
+
+int
+copier_create(struct pool *pool)
+{
+    struct pool_internals *in = pool->in;
+    uint64_t bytes = min_u64(pool->block_size, POOL_COPY_PIECE);
+
+    for (unsigned i = 0; i < POOL_COPIES_MAX; i++) {
+        in->copy_bufs[i] = aligned_alloc(4096, bytes);
+        if (!in->copy_bufs[i])
+            return -ENOMEM;
+        in->nr_copy_bufs++;
+    }
+    return 0;
+}
+
+void
+copier_destroy(struct pool *pool)
+{
+    struct pool_internals *in = pool->in;
+
+    while (in && in->nr_copy_bufs > 0)
+        free(in->copy_bufs[--in->nr_copy_bufs]);
+}
+
+void
+copier_release(struct volume_frag *frag)
+{
+    struct pool_internals *in = frag->pool->in;
+    struct volume_frag *next = TAILQ_FIRST(&in->copy_waiters);
+
+    if (!frag->copy_buf)
+        return;
+    in->copy_bufs[in->nr_copy_bufs++] = frag->copy_buf;
+    frag->copy_buf = NULL;
+    if (next) {
+        TAILQ_REMOVE(&in->copy_waiters, next, link);
+        frag_run_later(next, copier_start);
+    }
+}
+
+static void
+copy_end(struct volume_frag *frag, int result)
+{
+    if (result < 0)
+        frag_end(frag, result);
+    else
+        mapper_insert(frag);
+}
+
+/* ---- blocks of one buffer -------------------------------------------------------------------- */
+
+static void
+whole_read(struct volume_frag *frag, int result)
+{
+    struct pool *pool = frag->pool;
+    uint64_t head = pool_block_offset(pool, frag->step_begin);
+    uint64_t end = head + (frag->step_end - frag->step_begin);
+    struct iovec *iov = frag->iov + 1;
+    unsigned nr = frag->nr_iov;
+
+    if (result < 0) {
+        frag_end(frag, result);
+        return;
+    }
+    if (!frag_alive(frag))
+        return;
+    if (head > 0) {
+        iov--;
+        iov->iov_base = frag->copy_buf;
+        iov->iov_len = head;
+        nr++;
+    }
+    if (end < pool->block_size) {
+        iov[nr].iov_base = frag->copy_buf + end;
+        iov[nr].iov_len = pool->block_size - end;
+        nr++;
+    }
+    frag_submit(frag, DEVICE_WRITE, 0, frag->claim.dblock * pool->block_size,
+                pool->block_size, iov, nr, false, copy_end);
+}
+
+static void
+whole_start(struct volume_frag *frag)
+{
+    struct pool *pool = frag->pool;
+    uint64_t head = pool_block_offset(pool, frag->step_begin);
+    uint64_t end = head + (frag->step_end - frag->step_begin);
+    uint64_t from = head == 0 ? end : 0;
+    uint64_t to = end == pool->block_size ? head : pool->block_size;
+
+    frag->read_iov.iov_base = frag->copy_buf + from;
+    frag->read_iov.iov_len = to - from;
+    frag_submit(frag, DEVICE_READ, 0,
+                mapping_block(frag->old_value) * pool->block_size + from, to - from,
+                &frag->read_iov, 1, false, whole_read);
+}
+
+/* ---- huge blocks ---------------------------------------------------------------------------------- */
+
+static void piece_next(struct volume_frag *frag, int result);
+
+static void
+piece_read(struct volume_frag *frag, int result)
+{
+    struct pool *pool = frag->pool;
+    uint64_t at = frag->copy_pos;
+
+    if (result < 0) {
+        frag_end(frag, result);
+        return;
+    }
+    if (!frag_alive(frag))
+        return;
+    frag->copy_pos += frag->read_iov.iov_len;
+    frag_submit(frag, DEVICE_WRITE, 0, frag->claim.dblock * pool->block_size + at,
+                frag->read_iov.iov_len, &frag->read_iov, 1, false, piece_next);
+}
+
+static void
+piece_next(struct volume_frag *frag, int result)
+{
+    struct pool *pool = frag->pool;
+    uint64_t head = pool_block_offset(pool, frag->step_begin);
+    uint64_t len = frag->step_end - frag->step_begin;
+    uint64_t to;
+
+    if (result < 0) {
+        frag_end(frag, result);
+        return;
+    }
+    if (!frag_alive(frag))
+        return;
+    if (frag->copy_pos == head)
+        frag->copy_pos += len; /* the payload goes there */
+    if (frag->copy_pos == pool->block_size) {
+        frag_submit(frag, DEVICE_WRITE, 0, frag->claim.dblock * pool->block_size + head,
+                    len, frag->iov + 1, frag->nr_iov, false, copy_end);
+        return;
+    }
+    to = frag->copy_pos < head ? head : pool->block_size;
+    frag->read_iov.iov_base = frag->copy_buf;
+    frag->read_iov.iov_len = min_u64(to - frag->copy_pos, POOL_COPY_PIECE);
+    frag_submit(frag, DEVICE_READ, 0,
+                mapping_block(frag->old_value) * pool->block_size + frag->copy_pos,
+                frag->read_iov.iov_len, &frag->read_iov, 1, false, piece_read);
+}
+
+/* ---- start ---------------------------------------------------------------------------------------- */
+
+void
+copier_start(struct volume_frag *frag)
+{
+    struct pool *pool = frag->pool;
+    struct pool_internals *in = pool->in;
+    uint64_t old = mapping_block(frag->old_value) * pool->block_size;
+
+    if (!frag_alive(frag))
+        return;
+    /* Writes from before the snapshot belong to both sides of the copy. */
+    if (inflight_overlaps(pool, old, old + pool->block_size, INFLIGHT_WRITE)) {
+        frag->resume = copier_start;
+        TAILQ_INSERT_TAIL(&in->inflight_waiters, frag, link);
+        return;
+    }
+    if (!frag->copy_buf) {
+        if (in->nr_copy_bufs == 0) {
+            TAILQ_INSERT_TAIL(&in->copy_waiters, frag, link);
+            return;
+        }
+        frag->copy_buf = in->copy_bufs[--in->nr_copy_bufs];
+    }
+    frag->copy_pos = 0;
+    if (pool->block_size <= POOL_COPY_PIECE)
+        whole_start(frag);
+    else
+        piece_next(frag, 0);
+}

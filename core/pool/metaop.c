@@ -1,0 +1,184 @@
+/*
+ * Runs metadata operations: whole or not at all, again when something was missing.
+ * States are drawn in pool_private.h.
+ */
+#include "core/base/assert.h"
+#include "core/base/cleanup.h"
+#include "core/pool/io_private.h"
+
+enum { OP_NEW, OP_LATE, OP_COMMIT, OP_FETCH };
+
+static void
+op_finish(struct metaop *op, int result, const struct thin_error *err)
+{
+    struct pool *pool = op->pool;
+
+    bm_fetch_fini(&op->fetch);
+    pool->nr_ops--;
+    op->done(op, result, err);
+    if (pool->rolling_back || pool->closing)
+        pool_check_idle(pool);
+}
+
+static void
+op_fail(struct metaop *op, int code)
+{
+    struct thin_error err;
+
+    thin_error_init(&err);
+    op_finish(op, thin_fail(&err, code, "%s", thin_strerror(code)), &err);
+}
+
+static void op_run(struct metaop *op);
+
+static void
+op_fetched(struct bm_fetch *fetch, int result)
+{
+    struct metaop *op = container_of(fetch, struct metaop, fetch);
+    struct pool *pool = op->pool;
+
+    TAILQ_REMOVE(&pool->ops_fetch, op, link);
+    op->state = OP_NEW;
+    if (op->epoch != pool->epoch)
+        op_fail(op, -THIN_E_ROLLED_BACK);
+    else if (result < 0)
+        op_fail(op, result);
+    else
+        op_run(op);
+}
+
+static void
+op_wait_commit(struct metaop *op, int code, struct thin_error *err)
+{
+    struct pool *pool = op->pool;
+    uint64_t txn = commit_last_txn(pool);
+
+    if (op->commits_waited++ == METAOP_COMMITS_MAX || !txn) {
+        /* Nothing that a commit would set free: then it is what it looks like. */
+        if (code == -THIN_E_NEED_COMMIT)
+            code = thin_fail(err, -THIN_E_NO_METADATA_SPACE, "%s",
+                             thin_strerror(-THIN_E_NO_METADATA_SPACE));
+        op_finish(op, code, err);
+        return;
+    }
+    /* What is pinned could keep others from finding a frame meanwhile. */
+    bm_fetch_fini(&op->fetch);
+    bm_fetch_init(&op->fetch, pool->bm, op_fetched);
+    op->state = OP_COMMIT;
+    op->wait_txn = txn;
+    TAILQ_INSERT_TAIL(&pool->ops_commit, op, link);
+    commit_want(pool, txn);
+}
+
+static void
+op_run(struct metaop *op)
+{
+    struct pool *pool = op->pool;
+    struct metadata *md = pool->md;
+    struct thin_error err;
+    uint64_t began = loop_now_ns(pool->loop);
+    int r;
+
+    thin_error_init(&err);
+    if (!op->reads_only) {
+        r = pool_may_change(pool, &err);
+        if (r < 0) {
+            op_finish(op, r, &err);
+            return;
+        }
+    }
+    bm_clear_missing(pool->bm);
+    if (!op->reads_only)
+        metadata_op_begin(md, op->purse);
+    r = op->run(op, &err);
+    if (!op->reads_only) {
+        if (r == 0)
+            r = metadata_op_end(md, &err);
+        else
+            metadata_op_undo(md);
+    }
+    if (r == 0) {
+        if (!op->reads_only)
+            commit_note_change(pool);
+        op_finish(op, 0, &err);
+    } else if (r == -THIN_E_WOULD_BLOCK) {
+        op->state = OP_FETCH;
+        TAILQ_INSERT_TAIL(&pool->ops_fetch, op, link);
+        bm_fetch_start(&op->fetch);
+    } else if (r == -THIN_E_NEED_COMMIT || r == -THIN_E_CACHE_FULL) {
+        op_wait_commit(op, r, &err);
+    } else {
+        op_finish(op, r, &err);
+    }
+    pool_step(pool, op->name, began);
+}
+
+static void
+ops_late_run(struct thin_task *task)
+{
+    struct pool *pool = container_of(task, struct pool, ops_task);
+    struct metaop_list late = TAILQ_HEAD_INITIALIZER(late);
+    struct metaop *op;
+
+    TAILQ_CONCAT(&late, &pool->ops_late, link);
+    while ((op = TAILQ_FIRST(&late))) {
+        TAILQ_REMOVE(&late, op, link);
+        op->state = OP_NEW;
+        if (op->epoch != pool->epoch)
+            op_fail(op, -THIN_E_ROLLED_BACK);
+        else
+            op_run(op);
+    }
+}
+
+void
+metaop_start(struct pool *pool, struct metaop *op, bool may_finish_now)
+{
+    op->pool = pool;
+    op->epoch = pool->epoch;
+    op->commits_waited = 0;
+    op->state = OP_NEW;
+    bm_fetch_init(&op->fetch, pool->bm, op_fetched);
+    pool->nr_ops++;
+    if (may_finish_now && pool->metadata_ready) {
+        op_run(op);
+        return;
+    }
+    op->state = OP_LATE;
+    /* While a roll-back loads anew, nothing looks at what is half loaded. */
+    if (!pool->metadata_ready)
+        op->epoch = pool->epoch - 1;
+    TAILQ_INSERT_TAIL(&pool->ops_late, op, link);
+    loop_defer(pool->loop, &pool->ops_task);
+}
+
+void
+metaops_after_commit(struct pool *pool)
+{
+    struct metaop *op, *next;
+
+    for (op = TAILQ_FIRST(&pool->ops_commit); op; op = next) {
+        next = TAILQ_NEXT(op, link);
+        if (op->wait_txn > pool->commit.durable_txn && metadata_changed(pool->md))
+            continue;
+        TAILQ_REMOVE(&pool->ops_commit, op, link);
+        TAILQ_INSERT_TAIL(&pool->ops_late, op, link);
+        op->state = OP_LATE;
+        loop_defer(pool->loop, &pool->ops_task);
+    }
+}
+
+void
+metaops_roll_back(struct pool *pool)
+{
+    /* Their epoch is over: told by ops_late_run and op_fetched. */
+    TAILQ_CONCAT(&pool->ops_late, &pool->ops_commit, link);
+    if (!TAILQ_EMPTY(&pool->ops_late))
+        loop_defer(pool->loop, &pool->ops_task);
+}
+
+void
+metaops_init(struct pool *pool)
+{
+    pool->ops_task.run = ops_late_run;
+}

@@ -1,0 +1,161 @@
+/*
+ * Roll-back: what is not durable is given up, and the metadata is read anew.
+ *
+ *   pool_roll_back ─► (requests of the old epoch end) ─► reset, load ─► times of the open
+ *   volumes ─► the catalogue ─► read-only, until the pool is opened anew
+ */
+#include "core/pool/io_private.h"
+
+#define WHAT_TO_DO "see to the device, then close the pool and open it again"
+
+/* Handles whose volume may have lost something. */
+static void
+fence_losers(struct pool *pool)
+{
+    struct committer *c = &pool->commit;
+    struct volume_core *core;
+
+    TAILQ_FOREACH(core, &pool->cores, link)
+        if (core->changed_txn > c->durable_txn || core->write_seq > c->flushed_seq)
+            volume_core_fence(core, -THIN_E_ROLLED_BACK);
+}
+
+void
+pool_roll_back(struct pool *pool, int code, const char *why)
+{
+    if (pool->rolling_back)
+        return;
+    log_error("changes that were not durable are rolled back: %s pool=%s error=%s "
+              "durable_txn=%llu",
+              why, pool->name, thin_error_name(code),
+              (unsigned long long)pool->commit.durable_txn);
+    pool->rolling_back = true;
+    pool->epoch++;
+    pool_set_mode(pool, POOL_READ_ONLY, WHAT_TO_DO,
+                  "%s (%s); changes that were not durable were rolled back", why,
+                  thin_strerror(code));
+    fence_losers(pool);
+    pool->metadata_ready = false;
+    commit_roll_back(pool, -THIN_E_ROLLED_BACK);
+    metaops_roll_back(pool);
+    space_fail_parked(pool, NULL, -THIN_E_READ_ONLY);
+    space_resume(pool); /* claims that wait learn it */
+    admin_rolled_back(pool);
+    pool_check_idle(pool);
+}
+
+static void
+rollback_end(struct pool *pool)
+{
+    pool->rolling_back = false;
+    io_run_starved(pool);
+    pool_tell(pool, "rolled-back", pool->why);
+    pool_check_idle(pool);
+}
+
+/* Nothing can be read any more. */
+static void
+rollback_failed(struct pool *pool, int code, const struct thin_error *err)
+{
+    struct volume_core *core;
+
+    pool->metadata_ready = false;
+    pool_set_mode(pool, POOL_FAIL, WHAT_TO_DO, "the metadata cannot be read again: %s",
+                  thin_error_text(err, code));
+    TAILQ_FOREACH(core, &pool->cores, link)
+        volume_core_fence(core, -THIN_E_FAILED);
+    rollback_end(pool);
+}
+
+static void
+catalogue_loaded(struct pool *pool, int result, const struct thin_error *err)
+{
+    if (result < 0)
+        log_error("the catalogue cannot be read again: %s pool=%s",
+                  thin_error_text(err, result), pool->name);
+    rollback_end(pool);
+}
+
+/* ---- the times of open volumes -------------------------------------------------------------- */
+
+static void next_time(struct pool *pool);
+
+static int
+time_run(struct metaop *op, struct thin_error *err)
+{
+    struct pool_end *end = container_of(op, struct pool_end, op);
+
+    return metadata_get_device(op->pool->md, end->dev_id, &end->details, &end->found,
+                               err);
+}
+
+static void
+time_done(struct metaop *op, int result, const struct thin_error *err)
+{
+    struct pool_end *end = container_of(op, struct pool_end, op);
+    struct pool *pool = op->pool;
+    struct volume_core *core = volume_core_find(pool, end->dev_id);
+
+    (void)err;
+    if (core) {
+        core->epoch = pool->epoch;
+        core->changed_txn = 0;
+        core->write_seq = pool->commit.write_seq;
+        core->snapshotted_time = end->details.snapshotted_time;
+        if (result < 0 || !end->found)
+            volume_core_fence(core, result < 0 ? result : -THIN_E_ROLLED_BACK);
+    }
+    next_time(pool);
+}
+
+static void
+next_time(struct pool *pool)
+{
+    struct pool_end *end = pool->end;
+    struct volume_core *core;
+
+    TAILQ_FOREACH(core, &pool->cores, link)
+        if (core->epoch != pool->epoch)
+            break;
+    if (!core) {
+        catalogue_reload(pool, catalogue_loaded);
+        return;
+    }
+    end->dev_id = core->dev_id;
+    end->found = false;
+    end->op.run = time_run;
+    end->op.done = time_done;
+    end->op.reads_only = true;
+    end->op.name = "load after roll-back";
+    metaop_start(pool, &end->op, false);
+}
+
+/* ---- loading ------------------------------------------------------------------------------------ */
+
+static void
+load_again(struct pool *pool, int result, const struct thin_error *err)
+{
+    if (result < 0) {
+        rollback_failed(pool, result, err);
+        return;
+    }
+    pool->metadata_ready = true;
+    /* Requests that were answered while this one waited may have lost as well. */
+    fence_losers(pool);
+    commit_begin_epoch(pool);
+    mapcache_drop_all(pool);
+    space_reset(pool);
+    next_time(pool);
+}
+
+void
+rollback_continue(struct pool *pool)
+{
+    struct committer *c = &pool->commit;
+
+    if (pool->end->loading || pool->in->frags_used || pool->data_in_flight || c->md_io ||
+        c->fetching || pool->nr_ops || !space_idle(pool) || pool->metadata_ready)
+        return;
+    metadata_reset(pool->md);
+    pool_load(pool, load_again);
+}

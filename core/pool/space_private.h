@@ -1,0 +1,67 @@
+/* What space.c and window.c share. */
+#ifndef THIN_CORE_POOL_SPACE_PRIVATE_H
+#define THIN_CORE_POOL_SPACE_PRIVATE_H
+
+#include "core/pool/io_private.h"
+
+#define HELD_MAX 4096u /* runs of freed blocks that may not be handed out yet */
+
+struct run {
+    dblock_t begin, end;
+};
+
+/* Sorted, without overlaps, of a fixed size. */
+struct run_set {
+    struct run *runs;
+    unsigned nr, max;
+};
+bool runs_add(struct run_set *set, dblock_t begin, dblock_t end);
+void runs_remove(struct run_set *set, dblock_t begin, dblock_t end);
+
+struct held_run {
+    dblock_t begin, end;
+    TAILQ_ENTRY(held_run) link;
+};
+TAILQ_HEAD(held_list, held_run);
+
+struct passdown {
+    struct pool *pool;
+    struct held_run *run; /* NULL: idle */
+    struct device_io dio;
+};
+
+struct space {
+    struct pool *pool;
+    struct run_set windows, held;
+    struct held_run *run_objects;
+    struct held_list free_runs;
+    struct held_list in_use;  /* a request at the device uses them yet */
+    struct held_list to_pass; /* wait for their pass-down */
+    struct passdown passdowns[PASSDOWN_IN_FLIGHT];
+    bool hold_all;
+    bool freed_some; /* since the waiters were woken */
+
+    struct volume_frag_list waiters; /* for a claim to end, a hold, or a commit */
+    struct volume_io_list parked;    /* out of data space */
+    struct thin_timer park_timer;
+    struct thin_task wake_task;
+    bool extending, extend_failed;
+
+    struct space_window *window_objects;
+    struct window_list free_windows;
+    struct window_list all; /* in use, least recently used first */
+    dblock_t cursor;
+};
+
+int space_look(struct pool *pool, dblock_t from, dblock_t end, uint64_t wanted,
+               dblock_t *ret_begin, uint64_t *ret_len, dblock_t *ret_next,
+               struct thin_error *err);
+bool space_has_held(const struct pool *pool);
+
+int windows_create(struct pool *pool);
+void windows_destroy(struct pool *pool);
+void windows_reset(struct pool *pool);
+/* Forgets windows without claims, all but `keep`. True if there were any. */
+bool windows_drop_idle(struct pool *pool, const struct space_window *keep);
+
+#endif

@@ -1,0 +1,381 @@
+/* Open volumes: handles, and the state of a thin device that they share. */
+#include <stdlib.h>
+
+#include "core/pool/io_private.h"
+
+/* ---- the shared state --------------------------------------------------------------------- */
+
+struct volume_core *
+volume_core_find(struct pool *pool, uint32_t dev_id)
+{
+    struct volume_core *core;
+
+    HASH_FIND(hh, pool->cores_by_id, &dev_id, sizeof(dev_id), core);
+    return core;
+}
+
+static void
+quiesce_tell(struct thin_task *task)
+{
+    struct volume_core *core = container_of(task, struct volume_core, quiesce_task);
+    struct quiesce_list told = TAILQ_HEAD_INITIALIZER(told);
+    struct quiesce *q;
+
+    TAILQ_CONCAT(&told, &core->quiesced, link);
+    volume_core_hold(core);
+    while ((q = TAILQ_FIRST(&told))) {
+        TAILQ_REMOVE(&told, q, link);
+        q->done(q);
+    }
+    volume_core_put(core);
+}
+
+/* The phase that drains is empty: its waiters are served, the next ones get theirs. */
+static void
+quiesce_step(struct volume_core *core)
+{
+    while (core->writes_in_place[core->phase ^ 1] == 0) {
+        TAILQ_CONCAT(&core->quiesced, &core->quiescing, link);
+        if (TAILQ_EMPTY(&core->quiesce_next))
+            break;
+        core->phase ^= 1;
+        TAILQ_CONCAT(&core->quiescing, &core->quiesce_next, link);
+    }
+    if (!TAILQ_EMPTY(&core->quiesced))
+        loop_defer(core->pool->loop, &core->quiesce_task);
+}
+
+void
+volume_core_quiesce(struct volume_core *core, struct quiesce *q)
+{
+    TAILQ_INSERT_TAIL(&core->quiesce_next, q, link);
+    quiesce_step(core);
+}
+
+void
+volume_core_write_begin(struct volume_core *core, struct pool_inflight *fl)
+{
+    fl->phase = core->phase;
+    core->writes_in_place[core->phase]++;
+}
+
+void
+volume_core_write_end(struct volume_core *core, struct pool_inflight *fl)
+{
+    THIN_ASSERT(core->writes_in_place[fl->phase] > 0);
+    if (--core->writes_in_place[fl->phase] == 0 &&
+        (!TAILQ_EMPTY(&core->quiescing) || !TAILQ_EMPTY(&core->quiesce_next)))
+        quiesce_step(core);
+}
+
+void
+volume_core_set_time(struct volume_core *core, uint32_t time)
+{
+    core->snapshotted_time = time;
+}
+
+void
+volume_core_changed(struct volume_core *core, uint64_t txn)
+{
+    core->changed_txn = max_u64(core->changed_txn, txn);
+}
+
+static void
+notify_run(struct thin_task *task)
+{
+    struct volume *volume = container_of(task, struct volume, notify_task);
+
+    if (volume->notify)
+        volume->notify(volume->notify_arg);
+}
+
+static void
+core_notify(struct volume_core *core)
+{
+    struct volume *volume;
+
+    TAILQ_FOREACH(volume, &core->handles, link)
+        loop_defer(volume->loop, &volume->notify_task);
+}
+
+void
+volume_core_set_size(struct volume_core *core, uint64_t size)
+{
+    if (core->size == size)
+        return;
+    core->size = size;
+    core_notify(core);
+}
+
+void
+volume_core_set_name(struct volume_core *core, const char *name)
+{
+    struct volume *volume;
+
+    snprintf(core->name, sizeof(core->name), "%s", name);
+    TAILQ_FOREACH(volume, &core->handles, link)
+        snprintf(volume->name, sizeof(volume->name), "%s", name);
+}
+
+void
+volume_core_fence(struct volume_core *core, int code)
+{
+    struct volume *volume;
+
+    TAILQ_FOREACH(volume, &core->handles, link) {
+        if (!volume->fenced)
+            volume->fenced = code;
+        space_fail_parked(core->pool, volume, code);
+    }
+    core_notify(core);
+}
+
+static struct volume_core *
+core_make(struct pool *pool, const struct catalogue_volume *cv)
+{
+    struct volume_core *core = calloc(1, sizeof(*core));
+
+    if (!core)
+        return NULL;
+    core->pool = pool;
+    core->dev_id = cv->dev_id;
+    core->size = cv->size;
+    core->read_only = cv->read_only;
+    snprintf(core->name, sizeof(core->name), "%s", cv->name);
+    TAILQ_INIT(&core->handles);
+    TAILQ_INIT(&core->quiescing);
+    TAILQ_INIT(&core->quiesce_next);
+    TAILQ_INIT(&core->quiesced);
+    TAILQ_INIT(&core->windows);
+    core->quiesce_task.run = quiesce_tell;
+    core->epoch = pool->epoch;
+    /* It may have been open before, and written to: what is not durable counts as its. */
+    core->changed_txn = commit_last_txn(pool);
+    core->write_seq = pool->commit.write_seq;
+    HASH_ADD(hh, pool->cores_by_id, dev_id, sizeof(core->dev_id), core);
+    if (!core->hh.tbl) {
+        free(core);
+        return NULL;
+    }
+    TAILQ_INSERT_TAIL(&pool->cores, core, link);
+    return core;
+}
+
+void
+volume_core_hold(struct volume_core *core)
+{
+    core->holds++;
+}
+
+void
+volume_core_put(struct volume_core *core)
+{
+    struct pool *pool = core->pool;
+
+    if (--core->holds > 0)
+        return;
+    THIN_ASSERT(TAILQ_EMPTY(&core->quiescing) && TAILQ_EMPTY(&core->quiesce_next));
+    loop_defer_cancel(pool->loop, &core->quiesce_task);
+    mapcache_drop_core(core);
+    space_drop_core(core);
+    HASH_DELETE(hh, pool->cores_by_id, core);
+    TAILQ_REMOVE(&pool->cores, core, link);
+    free(core);
+}
+
+/* ---- opening -------------------------------------------------------------------------------- */
+
+struct opening {
+    struct pool *pool;
+    struct volume_core *core; /* held */
+    struct volume *volume;
+    bool read_only;
+    int result;
+    struct thin_error err;
+    void (*opened)(void *arg, struct volume *volume, int result,
+                   const struct thin_error *err);
+    void *arg;
+    struct metaop op;
+    struct thin_task task;
+    struct device_details details;
+};
+
+static void
+opening_end(struct opening *o, int result)
+{
+    if (result < 0) {
+        free(take(o->volume));
+        if (o->core)
+            volume_core_put(o->core);
+    }
+    o->opened(o->arg, result < 0 ? NULL : o->volume, result, &o->err);
+    free(o);
+}
+
+static int
+opening_run(struct metaop *op, struct thin_error *err)
+{
+    struct opening *o = container_of(op, struct opening, op);
+    bool found = false;
+    int r;
+
+    r = metadata_get_device(o->pool->md, o->core->dev_id, &o->details, &found, err);
+    if (r < 0)
+        return r;
+    if (!found)
+        return thin_fail(err, -THIN_E_NOT_FOUND, "thin device %u is not there",
+                         o->core->dev_id);
+    return 0;
+}
+
+static void
+opening_done(struct metaop *op, int result, const struct thin_error *err)
+{
+    struct opening *o = container_of(op, struct opening, op);
+    struct volume *volume = o->volume;
+
+    if (result == 0 && o->pool->closing)
+        result = thin_fail(&o->err, -THIN_E_SHUTDOWN, "the pool is closing");
+    else if (result < 0)
+        o->err = *err;
+    if (result == 0) {
+        o->core->snapshotted_time = o->details.snapshotted_time;
+        volume->core = o->core;
+        TAILQ_INSERT_TAIL(&o->core->handles, volume, link);
+        o->core->nr_handles++;
+    }
+    opening_end(o, result);
+}
+
+static void
+opening_failed(struct thin_task *task)
+{
+    struct opening *o = container_of(task, struct opening, task);
+
+    opening_end(o, o->result);
+}
+
+static int
+opening_prepare(struct opening *o, const char *name)
+{
+    struct pool *pool = o->pool;
+    struct catalogue_volume cv;
+    struct volume *volume;
+
+    if (pool->closing)
+        return thin_fail(&o->err, -THIN_E_SHUTDOWN, "the pool is closing");
+    if (pool->mode == POOL_FAIL || pool->rolling_back)
+        return thin_fail(&o->err, -THIN_E_FAILED, "the pool cannot be read now: %s",
+                         pool->why);
+    if (!catalogue_find(pool, name, &cv))
+        return thin_fail(&o->err, -THIN_E_NOT_FOUND, "no volume of that name");
+    if (cv.read_only && !o->read_only)
+        return thin_fail(&o->err, -THIN_E_READ_ONLY, "the volume is read-only");
+    o->volume = volume = calloc(1, sizeof(*volume));
+    if (!volume)
+        return thin_fail(&o->err, -ENOMEM, "out of memory");
+    o->core = volume_core_find(pool, cv.dev_id);
+    if (!o->core)
+        o->core = core_make(pool, &cv);
+    if (!o->core)
+        return thin_fail(&o->err, -ENOMEM, "out of memory");
+    volume_core_hold(o->core);
+    volume->pool = pool;
+    volume->loop = pool->loop;
+    volume->read_only = o->read_only;
+    volume->block_size = pool->block_size;
+    volume->notify_task.run = notify_run;
+    snprintf(volume->name, sizeof(volume->name), "%s", cv.name);
+    TAILQ_INIT(&volume->finished);
+    return 0;
+}
+
+void
+pool_volume_open(struct pool *pool, const char *name, bool read_only,
+                 void (*opened)(void *arg, struct volume *volume, int result,
+                                const struct thin_error *err),
+                 void *arg)
+{
+    struct opening *o = calloc(1, sizeof(*o));
+
+    if (!o) {
+        /* Nothing to wait with: the one callback that comes at once. */
+        opened(arg, NULL, -ENOMEM, NULL);
+        return;
+    }
+    o->pool = pool;
+    o->read_only = read_only;
+    o->opened = opened;
+    o->arg = arg;
+    thin_error_init(&o->err);
+    o->result = opening_prepare(o, name);
+    if (o->result < 0) {
+        o->task.run = opening_failed;
+        loop_defer(pool->loop, &o->task);
+        return;
+    }
+    o->op.run = opening_run;
+    o->op.done = opening_done;
+    o->op.reads_only = true;
+    o->op.name = "open a volume";
+    metaop_start(pool, &o->op, false);
+}
+
+void
+volume_detach(struct volume *volume)
+{
+    struct volume_core *core = volume->core;
+
+    TAILQ_REMOVE(&core->handles, volume, link);
+    core->nr_handles--;
+    volume->size_at_close = core->size;
+    volume->core = NULL;
+    volume->pool = NULL;
+    volume_core_put(core);
+}
+
+void
+volume_close(struct volume *volume)
+{
+    if (!volume)
+        return;
+    THIN_ASSERT(volume->in_flight == 0);
+    loop_defer_cancel(volume->loop, &volume->done_task);
+    loop_defer_cancel(volume->loop, &volume->notify_task);
+    if (volume->core)
+        volume_detach(volume);
+    free(volume);
+}
+
+/* ---- asking ------------------------------------------------------------------------------------- */
+
+uint64_t
+volume_size(const struct volume *volume)
+{
+    return volume->core ? volume->core->size : volume->size_at_close;
+}
+
+uint32_t
+volume_block_size(const struct volume *volume)
+{
+    return volume->block_size;
+}
+
+const char *
+volume_name(const struct volume *volume)
+{
+    return volume->name;
+}
+
+struct pool *
+volume_pool(const struct volume *volume)
+{
+    return volume->pool;
+}
+
+void
+volume_set_notify(struct volume *volume, void (*notify)(void *arg), void *arg)
+{
+    volume->notify = notify;
+    volume->notify_arg = arg;
+}
