@@ -75,7 +75,8 @@ struct space_map {
     uint32_t runs_head, nr_runs, cap_runs;
     struct u64_map holds; /* block -> times held * 2 + (freed meanwhile) */
 
-    struct bitset full; /* bitmaps known to have no count of 0 */
+    struct bitset full;    /* bitmaps known to have no count of 0, or not to be read */
+    struct bitset suspect; /* bitmaps that were damaged when last looked at */
 
     /* For sm_merge_step: the deltas of one bitmap by place. */
     uint32_t order[BITMAP_ENTRIES];

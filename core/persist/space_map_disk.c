@@ -40,7 +40,8 @@ new_map(struct transaction_manager *tm, uint64_t nr_blocks)
         .internal_max = node_max,
     };
     if (bitset_resize(&sm->group_set, nr_bitmaps) < 0 ||
-        bitset_resize(&sm->full, nr_bitmaps) < 0) {
+        bitset_resize(&sm->full, nr_bitmaps) < 0 ||
+        bitset_resize(&sm->suspect, nr_bitmaps) < 0) {
         sm_destroy(sm);
         return NULL;
     }
@@ -55,6 +56,7 @@ sm_destroy(struct space_map *sm)
     sm_deltas_fini(sm);
     sm_pending_fini(sm);
     bitset_fini(&sm->full);
+    bitset_fini(&sm->suspect);
     free(sm);
 }
 
@@ -278,6 +280,8 @@ learn_overflow(struct space_map *sm, struct thin_error *err)
     r = btree_get(&sm->overflow, sm->core.root.ref_count_root, 0, &span, &root, err);
     if (r < 0)
         return r;
+    if (tm_op_open(sm->tm))
+        sm_save_core(sm);
     max = node_nr_entries(bm_data(root));
     if (!node_is_leaf(bm_data(root))) {
         BLOCK_LOCK struct bm_block *child = NULL;
@@ -315,7 +319,6 @@ sm_find_free(struct space_map *sm, dblock_t begin, dblock_t end, uint64_t wanted
         r = learn_overflow(sm, err);
         if (r < 0 && !is_damage(r))
             return thin_wrap(err, r, "data overflow tree");
-        sm->core.overflow_learnt = true;
     }
     end = min_u64(end, nr_blocks);
     for (unsigned looked = 0; b < end && looked < SCAN_BITMAPS;) {
@@ -333,15 +336,19 @@ sm_find_free(struct space_map *sm, dblock_t begin, dblock_t end, uint64_t wanted
         looked++;
         /* The entry's own numbers are hints from who knows whom: FORMAT.md 7.3. */
         r = sm_read_bitmap(sm, k, &bitmap, &entry, err);
-        if (is_damage(r)) {
+        if (is_damage(r) && bitset_test(&sm->suspect, k)) {
             log_error("data bitmap is damaged, none of its blocks is handed out "
                       "bitmap=%" PRIu64 " error=%s",
                       k, thin_error_name(r));
             bitset_set(&sm->full, k);
             continue;
         }
+        /* It may have been the transfer: this request fails, the next reads again. */
+        if (is_damage(r))
+            bitset_set(&sm->suspect, k);
         if (r < 0)
             return r;
+        bitset_clear(&sm->suspect, k);
         if (scan_bitmap(sm, bm_data(bitmap), k, from, to, wanted, &first, &len, &any)) {
             *ret_begin = base + first;
             *ret_len = len;
@@ -439,7 +446,8 @@ sm_extend(struct space_map *sm, uint64_t nr_blocks, bool *ret_done,
                          "data space map has %" PRIu64 " blocks and should have %" PRIu64,
                          old, nr_blocks);
     if (bitset_resize(&sm->group_set, div_up_u64(nr_blocks, BITMAP_ENTRIES)) < 0 ||
-        bitset_resize(&sm->full, div_up_u64(nr_blocks, BITMAP_ENTRIES)) < 0)
+        bitset_resize(&sm->full, div_up_u64(nr_blocks, BITMAP_ENTRIES)) < 0 ||
+        bitset_resize(&sm->suspect, div_up_u64(nr_blocks, BITMAP_ENTRIES)) < 0)
         return thin_fail_code(err, -ENOMEM, "data space map");
     sm_save_core(sm);
     if (old < nr_blocks && old % BITMAP_ENTRIES) {

@@ -44,8 +44,11 @@ tm_check_block(const struct transaction_manager *tm, mblock_t b, struct thin_err
 int
 tm_no_space(const struct transaction_manager *tm, uint64_t wanted, struct thin_error *err)
 {
-    bool commit_helps = tm->core.nr_pending && TAILQ_EMPTY(&tm->pins) &&
-                        tm_nr_free(tm) + tm->core.nr_pending >= wanted;
+    /* What this operation itself freed comes back only by its undo: to wait for that
+       would be to wait for ever. */
+    uint64_t pending = tm->before.nr_pending;
+    bool commit_helps =
+        pending && TAILQ_EMPTY(&tm->pins) && tm_nr_free(tm) + pending >= wanted;
 
     return thin_fail(err, commit_helps ? -THIN_E_NEED_COMMIT : -THIN_E_NO_METADATA_SPACE,
                      "%" PRIu64 " of %" PRIu64 " metadata blocks are free, %" PRIu64
@@ -204,6 +207,7 @@ set_count(struct transaction_manager *tm, mblock_t b, uint32_t old, uint32_t cou
     struct tm_bitmap *bitmap = &tm->bitmaps[b / BITMAP_ENTRIES];
     bool overflows = old >= BITMAP_COUNT_OVERFLOW || count >= BITMAP_COUNT_OVERFLOW;
     struct tm_undo undo = {.kind = UNDO_COUNT, .a = b, .b = old};
+    bool has_entry;
     uint32_t at = 0;
     int r;
 
@@ -212,7 +216,8 @@ set_count(struct transaction_manager *tm, mblock_t b, uint32_t old, uint32_t cou
         if (r < 0)
             return r;
     }
-    undo.b |= overflows && tm->overflow[at].changed ? STATE_CHANGED : 0;
+    has_entry = overflows || u64_map_get(&tm->overflow_at, b, &at);
+    undo.b |= has_entry && tm->overflow[at].changed ? STATE_CHANGED : 0;
     undo.b |= bitmap->dirty ? STATE_DIRTY : 0;
     undo.b |= bitset_test(&tm->pending, b) ? STATE_PENDING : 0;
     undo.b |= bitset_test(&tm->made, b) ? STATE_MADE : 0;
@@ -223,10 +228,11 @@ set_count(struct transaction_manager *tm, mblock_t b, uint32_t old, uint32_t cou
         r = note_changed(tm, b, at, err);
         if (r < 0)
             return r;
-        tm->overflow[at].count = count;
         tm->core.nr_overflow += count >= BITMAP_COUNT_OVERFLOW;
         tm->core.nr_overflow -= old >= BITMAP_COUNT_OVERFLOW;
     }
+    if (has_entry)
+        tm->overflow[at].count = count;
     put_pair(tm, b, count);
     bitmap->dirty = true;
     if (extra & STATE_PENDING)
