@@ -161,23 +161,15 @@ leaves_list(const struct tree_shape *tree, mblock_t root, struct leaf_list *list
 
 /* ---- reading ----------------------------------------------------------------------- */
 
-struct slot {
+struct leaf_slot {
     mblock_t block;
     uint32_t place; /* in the window */
-};
-
-struct window {
-    const struct tree_shape *tree;
-    uint8_t *bytes;
-    int *codes;
-    struct slot *slots;
-    mblock_t *blocks;
 };
 
 static int
 compare_slots(const void *pa, const void *pb)
 {
-    const struct slot *a = pa, *b = pb;
+    const struct leaf_slot *a = pa, *b = pb;
 
     return (a->block > b->block) - (a->block < b->block);
 }
@@ -185,31 +177,36 @@ compare_slots(const void *pa, const void *pb)
 static int
 slot_seen(void *arg, size_t index, const uint8_t *data, int code)
 {
-    struct window *win = arg;
-    uint32_t place = win->slots[index].place;
+    struct leaf_cursor *cur = arg;
+    uint32_t place = cur->slots[index].place;
 
-    win->codes[place] = code;
+    cur->codes[place] = code;
     if (data)
-        memcpy(win->bytes + (size_t)place * METADATA_BLOCK_SIZE, data,
+        memcpy(cur->bytes + (size_t)place * METADATA_BLOCK_SIZE, data,
                METADATA_BLOCK_SIZE);
     return 0;
 }
 
 static int
-fill_window(struct window *win, const struct leaf_ref *refs, size_t nr)
+fill_window(struct leaf_cursor *cur)
 {
+    const struct leaf_ref *refs = cur->list->refs + cur->at;
+    size_t left = cur->list->nr - cur->at;
+    size_t nr = left < LEAVES_WINDOW ? left : LEAVES_WINDOW;
     bool sorted = true;
 
     for (size_t i = 0; i < nr; i++) {
-        win->slots[i] = (struct slot){refs[i].block, (uint32_t)i};
+        cur->slots[i] = (struct leaf_slot){refs[i].block, (uint32_t)i};
         if (i && refs[i].block < refs[i - 1].block)
             sorted = false;
     }
     if (!sorted)
-        qsort(win->slots, nr, sizeof(*win->slots), compare_slots);
+        qsort(cur->slots, nr, sizeof(*cur->slots), compare_slots);
     for (size_t i = 0; i < nr; i++)
-        win->blocks[i] = win->slots[i].block;
-    return source_read_many(win->tree->src, win->blocks, nr, slot_seen, win);
+        cur->blocks[i] = cur->slots[i].block;
+    cur->begin = cur->at;
+    cur->end = cur->at + nr;
+    return source_read_many(cur->tree->src, cur->blocks, nr, slot_seen, cur);
 }
 
 static int
@@ -233,29 +230,62 @@ judge_leaf(const struct tree_shape *tree, const struct leaf_ref *ref, const uint
     return r < 0 ? r : judge_range(ref, data, err);
 }
 
-static int
-read_windows(struct window *win, const struct leaf_list *list, leaf_seen_fn *seen,
-             void *arg, struct thin_error *err)
+int
+leaf_cursor_init(struct leaf_cursor *cur, const struct tree_shape *tree,
+                 const struct leaf_list *list, struct thin_error *err)
 {
-    size_t n;
+    size_t n = list->nr < LEAVES_WINDOW ? list->nr : LEAVES_WINDOW;
 
-    for (size_t i = 0; i < list->nr; i += n) {
-        int r;
+    memset(cur, 0, sizeof(*cur));
+    cur->tree = tree;
+    cur->list = list;
+    if (n == 0)
+        return 0;
+    cur->bytes = malloc(n * METADATA_BLOCK_SIZE);
+    cur->codes = calloc(n, sizeof(*cur->codes));
+    cur->slots = malloc(n * sizeof(*cur->slots));
+    cur->blocks = malloc(n * sizeof(*cur->blocks));
+    if (!cur->bytes || !cur->codes || !cur->slots || !cur->blocks)
+        return thin_fail_code(err, -ENOMEM, "read a tree");
+    return 0;
+}
 
-        n = list->nr - i < LEAVES_WINDOW ? list->nr - i : LEAVES_WINDOW;
-        r = fill_window(win, list->refs + i, n);
-        for (size_t j = 0; j < n && r >= 0; j++) {
-            const uint8_t *data = win->bytes + j * METADATA_BLOCK_SIZE;
+void
+leaf_cursor_fini(struct leaf_cursor *cur)
+{
+    free(cur->bytes);
+    free(cur->codes);
+    free(cur->slots);
+    free(cur->blocks);
+    memset(cur, 0, sizeof(*cur));
+}
 
-            r = judge_leaf(win->tree, &list->refs[i + j], data, win->codes[j], err);
-            if (r < 0)
-                r = skip_or_fail(win->tree, r);
-            else
-                r = seen(arg, &list->refs[i + j], data);
+int
+leaf_cursor_next(struct leaf_cursor *cur, const struct leaf_ref **ret_ref,
+                 const uint8_t **ret_data, struct thin_error *err)
+{
+    while (cur->at < cur->list->nr) {
+        const struct leaf_ref *ref = &cur->list->refs[cur->at];
+        const uint8_t *data;
+        int r = 0;
+
+        if (cur->at >= cur->end)
+            r = fill_window(cur);
+        if (r < 0)
+            return r;
+        data = cur->bytes + (cur->at - cur->begin) * METADATA_BLOCK_SIZE;
+        r = judge_leaf(cur->tree, ref, data, cur->codes[cur->at - cur->begin], err);
+        cur->at++;
+        if (r == 0) {
+            *ret_ref = ref;
+            *ret_data = data;
+            return 0;
         }
+        r = skip_or_fail(cur->tree, r);
         if (r < 0)
             return r;
     }
+    *ret_data = NULL;
     return 0;
 }
 
@@ -263,23 +293,20 @@ int
 leaves_read(const struct tree_shape *tree, const struct leaf_list *list,
             leaf_seen_fn *seen, void *arg, struct thin_error *err)
 {
-    size_t n = list->nr < LEAVES_WINDOW ? list->nr : LEAVES_WINDOW;
-    AUTO_FREE uint8_t *bytes = NULL;
-    AUTO_FREE int *codes = NULL;
-    AUTO_FREE struct slot *slots = NULL;
-    AUTO_FREE mblock_t *blocks = NULL;
-    struct window win;
+    struct leaf_cursor cur;
+    int r = leaf_cursor_init(&cur, tree, list, err);
 
-    if (n == 0)
-        return 0;
-    bytes = malloc(n * METADATA_BLOCK_SIZE);
-    codes = calloc(n, sizeof(*codes));
-    slots = malloc(n * sizeof(*slots));
-    blocks = malloc(n * sizeof(*blocks));
-    if (!bytes || !codes || !slots || !blocks)
-        return thin_fail_code(err, -ENOMEM, "read a tree");
-    win = (struct window){tree, bytes, codes, slots, blocks};
-    return read_windows(&win, list, seen, arg, err);
+    while (r >= 0) {
+        const struct leaf_ref *ref;
+        const uint8_t *data;
+
+        r = leaf_cursor_next(&cur, &ref, &data, err);
+        if (r < 0 || !data)
+            break;
+        r = seen(arg, ref, data);
+    }
+    leaf_cursor_fini(&cur);
+    return r;
 }
 
 int

@@ -48,6 +48,24 @@ typedef int leaf_seen_fn(void *arg, const struct leaf_ref *ref, const uint8_t *d
 int leaves_read(const struct tree_shape *tree, const struct leaf_list *list,
                 leaf_seen_fn *seen, void *arg, struct thin_error *err);
 
+/* The same one leaf at a time: init, next until *ret_data is NULL, fini in any case. */
+struct leaf_cursor {
+    const struct tree_shape *tree;
+    const struct leaf_list *list;
+    size_t at;         /* next leaf of the list */
+    size_t begin, end; /* what the window holds */
+    uint8_t *bytes;
+    int *codes;
+    struct leaf_slot *slots;
+    mblock_t *blocks;
+};
+int leaf_cursor_init(struct leaf_cursor *cur, const struct tree_shape *tree,
+                     const struct leaf_list *list, struct thin_error *err);
+void leaf_cursor_fini(struct leaf_cursor *cur);
+/* The data lives until the next call. Lenient: damaged leaves are passed over. */
+int leaf_cursor_next(struct leaf_cursor *cur, const struct leaf_ref **ret_ref,
+                     const uint8_t **ret_data, struct thin_error *err);
+
 /* Both in one. */
 int leaves_each(const struct tree_shape *tree, mblock_t root, leaf_seen_fn *seen,
                 void *arg, struct thin_error *err);

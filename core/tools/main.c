@@ -59,6 +59,38 @@ const struct tool tools[] = {
               "  -m, --max-thins N\n"
               "  -u, --unit UNIT                of the answer\n"
               "  -n, --numeric-only[=short|long]\n"},
+    {.verb = "ls",
+     .official = "thin_ls",
+     .run = tool_ls,
+     .synopsis = "[options] {device|file}",
+     .summary = "list the devices",
+     .usage =
+         "  -o, --format FIELDS            comma separated: DEV, MAPPED_BLOCKS,\n"
+         "                                 EXCLUSIVE_BLOCKS, SHARED_BLOCKS,\n"
+         "                                 HIGHEST_BLOCK, MAPPED_SECTORS,\n"
+         "                                 EXCLUSIVE_SECTORS, SHARED_SECTORS,\n"
+         "                                 MAPPED_BYTES, EXCLUSIVE_BYTES,\n"
+         "                                 SHARED_BYTES, MAPPED, EXCLUSIVE, SHARED,\n"
+         "                                 TRANSACTION, CREATE_TIME, SNAP_TIME\n"
+         "      --no-headers\n"
+         "      --json                     print one JSON document\n"
+         "  -m, --metadata-snap[=BLOCK]    the held snapshot\n"},
+    {.verb = "delta",
+     .official = "thin_delta",
+     .run = tool_delta,
+     .synopsis = "[options] --thin1 N --thin2 N {device|file}",
+     .summary = "what differs between two devices",
+     .usage = "      --thin1 N, --snap1 N\n"
+              "      --thin2 N, --snap2 N\n"
+              "      --verbose                  with data blocks\n"
+              "      --differences-only         nothing of what is the same\n"
+              "  -m, --metadata-snap[=BLOCK]    the held snapshot\n"},
+    {.verb = "rmap",
+     .official = "thin_rmap",
+     .run = tool_rmap,
+     .synopsis = "--region A..B... {device|file}",
+     .summary = "who maps these data blocks",
+     .usage = "      --region A..B              blocks A to B - 1; may repeat\n"},
     {0},
 };
 

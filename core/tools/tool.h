@@ -30,6 +30,9 @@ extern const struct tool tools[];
 
 int tool_check(const struct tool *tool, int argc, char **argv);
 int tool_dump(const struct tool *tool, int argc, char **argv);
+int tool_delta(const struct tool *tool, int argc, char **argv);
+int tool_ls(const struct tool *tool, int argc, char **argv);
+int tool_rmap(const struct tool *tool, int argc, char **argv);
 int tool_format(const struct tool *tool, int argc, char **argv);
 int tool_restore(const struct tool *tool, int argc, char **argv);
 int tool_size_verb(const struct tool *tool, int argc, char **argv);
