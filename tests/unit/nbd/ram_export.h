@@ -19,7 +19,7 @@
 #define RAM_BLOCK  4096u
 #define RAM_BLOCKS 512u
 #define RAM_SIZE   (RAM_BLOCK * RAM_BLOCKS)
-#define RAM_PIECE  60000u /* not a round number, on purpose */
+#define RAM_PIECE  5003u /* not a round number, on purpose */
 
 #define RAM_ID_ALLOCATION 7001
 #define RAM_ID_DEPTH      7002

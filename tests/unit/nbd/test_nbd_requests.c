@@ -777,7 +777,7 @@ START_TEST(cuts_do_not_change_the_answer)
 
     random_seed(&rng, seed + (uint64_t)_i);
     printf("SEED=%llu\n", (unsigned long long)seed);
-    random_requests(&rng, &in, style == EXTENDED, 40);
+    random_requests(&rng, &in, style == EXTENDED, 25);
     for (size_t i = 0; i < sizeof(cuts) / sizeof(cuts[0]); i++) {
         struct ram *ram = go_with(style, 3, 0, 0);
 
