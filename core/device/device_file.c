@@ -135,7 +135,8 @@ route_write(struct file_device *f, struct device_io *io)
     if (ring && io->op == DEVICE_WRITE && file_is_aligned(f, io))
         send_ring(f, io);
     else if (f->way == DEVICE_WAY_AUTO && !f->direct && io->len < FILE_LARGE_BYTES &&
-             f->dirty_bytes < FILE_INLINE_DIRTY_MAX && needs_no_read(f, io))
+             !f->crowded && f->dirty_bytes < FILE_INLINE_DIRTY_MAX &&
+             needs_no_read(f, io))
         run_inline(f, io);
     else
         file_send_lane(f, lane, io);
@@ -219,15 +220,34 @@ leave_gate(struct file_device *f, struct device_io *io)
 
 /* ---- ends ------------------------------------------------------------------------------------ */
 
+/*
+ * After every few MiB of writes that lie close together writeback is started, so that a
+ * flush finds little to do. Scattered ones are left alone, since the same pages may well
+ * be written again; the thread only looks whether the kernel is crowded with dirty pages.
+ * If so, everything is written back, and writes leave the loop, since the kernel makes
+ * writers wait before long.
+ */
 static void
-count_dirty(struct file_device *f, uint64_t bytes)
+count_dirty(struct file_device *f, const struct device_io *io)
 {
-    f->dirty_bytes += bytes;
-    if (f->dirty_bytes < FILE_WRITEBACK_BYTES || f->writeback_running ||
-        f->way == DEVICE_WAY_INLINE)
+    uint64_t begin, end;
+    bool dense;
+
+    if (f->dirty_bytes == 0) {
+        f->dirty_begin = io->offset;
+        f->dirty_end = io->offset + io->len;
+    }
+    f->dirty_begin = min_u64(f->dirty_begin, io->offset);
+    f->dirty_end = max_u64(f->dirty_end, io->offset + io->len);
+    f->dirty_bytes += io->len;
+    begin = f->dirty_begin;
+    end = f->dirty_end;
+    dense = f->dirty_bytes >= (end - begin) / 4;
+    if (f->dirty_bytes < (dense ? FILE_WRITEBACK_BYTES : FILE_SCATTERED_BYTES) ||
+        f->writeback_running || f->way == DEVICE_WAY_INLINE)
         return;
     /* Without the thread, the kernel's own writeback has to do. */
-    f->writeback_running = file_lane_start_writeback(f);
+    f->writeback_running = file_lane_start_writeback(f, begin, dense ? end : begin);
     f->dirty_bytes = 0;
 }
 
@@ -238,7 +258,7 @@ file_ended(struct file_device *f, struct device_io *io, int result)
         bool fua = io->flags & DEVICE_FUA;
 
         if (is_written(io) && !f->direct)
-            count_dirty(f, io->len);
+            count_dirty(f, io);
         if (is_gated(f, io)) {
             /* Marked first: the gate may let others end inside this call. */
             leave_gate(f, io);
@@ -280,7 +300,7 @@ wake_ready(struct thin_watch *watch, unsigned events)
 {
     struct file_device *f = container_of(watch, struct file_device, watch);
     struct device_io_list done = TAILQ_HEAD_INITIALIZER(done);
-    bool writeback_done, close_done;
+    bool writeback_done, close_done, crowded;
     struct device_io *io;
     uint64_t count;
 
@@ -294,10 +314,13 @@ wake_ready(struct thin_watch *watch, unsigned events)
     writeback_done = f->writeback_done;
     f->writeback_done = false;
     close_done = f->close_done;
+    crowded = f->found_crowded;
     pthread_mutex_unlock(&f->lock);
 
-    if (writeback_done)
+    if (writeback_done) {
         f->writeback_running = false;
+        f->crowded = crowded;
+    }
     while ((io = TAILQ_FIRST(&done))) {
         TAILQ_REMOVE(&done, io, link);
         file_ended(f, io, io->result);

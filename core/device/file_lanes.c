@@ -85,16 +85,27 @@ run_flushes(struct file_thread *t)
 static void
 run_writeback(struct file_device *f)
 {
-    int r;
+    uint64_t begin = f->writeback_begin, end = f->writeback_end;
+    bool crowded;
+    int r = 0;
 
     f->writeback_wanted = false;
     pthread_mutex_unlock(&f->lock);
-    r = sync_file_range(f->fd, 0, 0, SYNC_FILE_RANGE_WRITE) < 0 ? -errno : 0;
+    crowded = file_dirty_crowded();
+    /* A length of 0 would mean: to the end of the file. */
+    if (crowded)
+        r = sync_file_range(f->fd, 0, 0, SYNC_FILE_RANGE_WRITE) < 0 ? -errno : 0;
+    else if (begin < end)
+        r = sync_file_range(f->fd, (off_t)begin, (off_t)(end - begin),
+                            SYNC_FILE_RANGE_WRITE) < 0
+                ? -errno
+                : 0;
     pthread_mutex_lock(&f->lock);
     /* An error told here might not be told again by fdatasync. */
     if (r < 0 && r != -EINTR && r != -ESPIPE && r != -EINVAL && r != -ENOSYS &&
         f->sync_error == 0)
         f->sync_error = r;
+    f->found_crowded = crowded;
     f->writeback_done = true;
     wake_loop(f);
 }
@@ -200,7 +211,7 @@ file_lane_push(struct file_device *f, enum file_lane_id id, struct device_io *io
 }
 
 bool
-file_lane_start_writeback(struct file_device *f)
+file_lane_start_writeback(struct file_device *f, uint64_t begin, uint64_t end)
 {
     bool started;
 
@@ -209,6 +220,8 @@ file_lane_start_writeback(struct file_device *f)
     pthread_mutex_lock(&f->lock);
     started = summon(f, &f->lanes[FILE_LANE_FLUSH], 1) == 0;
     f->writeback_wanted = started;
+    f->writeback_begin = begin;
+    f->writeback_end = end;
     pthread_mutex_unlock(&f->lock);
     return started;
 }

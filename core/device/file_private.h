@@ -25,15 +25,17 @@
 #include "core/base/log.h"
 #include "core/device/driver.h"
 
-#define FILE_LARGE_BYTES      (256u << 10) /* from here on a copy leaves the loop */
-#define FILE_WRITEBACK_BYTES  (4u << 20)   /* buffered writes between two writebacks */
-#define FILE_INLINE_DIRTY_MAX (8u << 20)   /* beyond, writes leave the loop */
-#define FILE_ZERO_WRITE_MAX   (64u << 10)  /* NO_UNMAP zeroes up to here are written */
-#define FILE_IO_THREADS       4u           /* threads of the I/O lane */
-#define FILE_WRITE_BATCH      32u          /* requests a writer takes at once */
-#define FILE_RING_DEPTH       128u         /* requests in one ring */
-#define FILE_BOUNCE_BYTES     (256u << 10) /* one for each thread that needs one */
-#define FILE_PAGE_BYTES       4096u
+#define FILE_LARGE_BYTES     (256u << 10) /* from here on a copy leaves the loop */
+#define FILE_WRITEBACK_BYTES (4u << 20)   /* dense writes between two writebacks */
+#define FILE_SCATTERED_BYTES (16u << 20)  /* the same for scattered ones */
+#define FILE_INLINE_DIRTY_MAX \
+    (64u << 20) /* while one runs; beyond, writes leave the loop */
+#define FILE_ZERO_WRITE_MAX (64u << 10)  /* NO_UNMAP zeroes up to here are written */
+#define FILE_IO_THREADS     4u           /* threads of the I/O lane */
+#define FILE_WRITE_BATCH    32u          /* requests a writer takes at once */
+#define FILE_RING_DEPTH     128u         /* requests in one ring */
+#define FILE_BOUNCE_BYTES   (256u << 10) /* one for each thread that needs one */
+#define FILE_PAGE_BYTES     4096u
 
 /* The unaligned request's stand-in under O_DIRECT; allocated when first needed. */
 struct file_bounce {
@@ -80,9 +82,11 @@ struct file_device {
     uint32_t offset_align, mem_align; /* O_DIRECT; 1 otherwise */
 
     /* The loop's. */
-    bool nowait;          /* preadv2(RWF_NOWAIT) is answered here */
-    uint64_t dirty_bytes; /* written buffered since the last writeback began */
+    bool nowait; /* preadv2(RWF_NOWAIT) is answered here */
+    /* Written buffered since the last writeback began: how much, and between where. */
+    uint64_t dirty_bytes, dirty_begin, dirty_end;
     bool writeback_running;
+    bool crowded; /* the kernel would soon make writers wait */
     struct file_bounce bounce;
     struct file_ring *ring;
     bool ring_refused;
@@ -110,6 +114,8 @@ struct file_device {
     int sync_error; /* a failed fdatasync: for ever, until the device is reopened */
     bool woken;     /* wake_fd has been written and not yet read */
     bool writeback_wanted, writeback_done;
+    uint64_t writeback_begin, writeback_end; /* an empty range: only look */
+    bool found_crowded;
     bool close_wanted, close_done;
     bool stop;
 };
@@ -139,6 +145,9 @@ int file_flush(struct file_device *f);
 
 bool file_is_aligned(const struct file_device *f, const struct device_io *io);
 
+/* file_dirty.c: so many dirty pages that the kernel would soon make writers wait. */
+bool file_dirty_crowded(void);
+
 /* file_space.c */
 int file_run_space(struct file_device *f, struct device_io *io,
                    struct file_bounce *bounce);
@@ -153,7 +162,8 @@ void file_lanes_fini(struct file_device *f); /* joins; nothing may be queued */
 
 /* -EAGAIN: the lane has no thread and none can be started. */
 int file_lane_push(struct file_device *f, enum file_lane_id lane, struct device_io *io);
-bool file_lane_start_writeback(struct file_device *f);
+/* Starts writeback of [begin, end), and of everything if the kernel is crowded. */
+bool file_lane_start_writeback(struct file_device *f, uint64_t begin, uint64_t end);
 bool file_lane_start_close(struct file_device *f);
 bool file_lane_has_thread(struct file_device *f, enum file_lane_id lane);
 
