@@ -125,6 +125,7 @@ catalogue_records_init(struct catalogue_records *records)
     order_init(&records->by_name, compare_name, key_name);
     order_init(&records->by_id, compare_id, key_id);
     order_init(&records->by_uid, compare_uid, key_uid);
+    order_init(&records->pending, compare_id, key_id);
     records->live_bytes = 0;
     records->virtual_bytes = 0;
     records->loading = false;
@@ -139,6 +140,7 @@ catalogue_records_fini(struct catalogue_records *records)
     order_fini(&records->by_name);
     order_fini(&records->by_id);
     order_fini(&records->by_uid);
+    order_fini(&records->pending);
     records->live_bytes = 0;
     records->virtual_bytes = 0;
 }
@@ -152,6 +154,8 @@ catalogue_records_reserve(struct catalogue_records *records, uint32_t n)
         r = order_reserve(&records->by_name, n);
     if (r == 0)
         r = order_reserve(&records->by_uid, n);
+    if (r == 0)
+        r = order_reserve(&records->pending, n);
     return r;
 }
 
@@ -161,11 +165,19 @@ has_name(const struct catalogue_records *records, const struct catalogue_record 
     return !records->loading && !(record->flags & RECORD_DELETING);
 }
 
+static bool
+is_pending(const struct catalogue_records *records, const struct catalogue_record *record)
+{
+    return !records->loading && (record->flags & (RECORD_DELETING | RECORD_TRIMMING));
+}
+
 /* Takes the record out of what is counted and ordered by what may change. */
 static void
 unindex(struct catalogue_records *records, struct catalogue_record *record)
 {
     records->live_bytes -= record->encoded_bytes;
+    if (is_pending(records, record))
+        order_remove(&records->pending, record);
     if (!has_name(records, record))
         return;
     records->virtual_bytes -= record->size;
@@ -177,6 +189,8 @@ static void
 index_record(struct catalogue_records *records, struct catalogue_record *record)
 {
     records->live_bytes += record->encoded_bytes;
+    if (is_pending(records, record))
+        order_insert(&records->pending, record);
     if (!has_name(records, record))
         return;
     records->virtual_bytes += record->size;
@@ -222,10 +236,8 @@ catalogue_records_index(struct catalogue_records *records, uint32_t dev_id)
     struct catalogue_record *record = catalogue_by_id(records, dev_id);
 
     THIN_ASSERT(!records->loading);
-    if (record->flags & RECORD_DELETING)
-        return true;
-    if (catalogue_by_name(records, record->name) ||
-        catalogue_by_uid(records, record->uid))
+    if (!(record->flags & RECORD_DELETING) && (catalogue_by_name(records, record->name) ||
+                                               catalogue_by_uid(records, record->uid)))
         return false;
     records->live_bytes -= record->encoded_bytes;
     index_record(records, record);
@@ -260,4 +272,10 @@ struct catalogue_record *
 catalogue_next_id(const struct catalogue_records *records, uint32_t dev_id)
 {
     return order_at_or_above(&records->by_id, &dev_id);
+}
+
+struct catalogue_record *
+catalogue_next_pending(const struct catalogue_records *records, uint32_t dev_id)
+{
+    return order_at_or_above(&records->pending, &dev_id);
 }

@@ -102,6 +102,7 @@ struct catalogue_record {
     uint32_t unknown_bytes;
 
     /* In memory only. */
+    uint64_t exclusive;     /* data blocks, as exclusive_count found last */
     uint32_t encoded_bytes; /* its share of the log's live bytes; 0: not in the log */
 };
 
@@ -191,6 +192,7 @@ struct catalogue_records {
     struct order by_name; /* not those that are deleting */
     struct order by_id;
     struct order by_uid;    /* not those that are deleting */
+    struct order pending;   /* deleting or trimming, by device id */
     uint64_t live_bytes;    /* in the log, of records that stand */
     uint64_t virtual_bytes; /* sum of the sizes of what has a name */
     /*
@@ -226,6 +228,9 @@ struct catalogue_record *catalogue_by_uid(const struct catalogue_records *record
 /* In order of names, first above `after` (NULL: the first). */
 struct catalogue_record *catalogue_next_name(const struct catalogue_records *records,
                                              const char *after);
+/* In order of ids, the first at or above that is deleting or trimming. */
+struct catalogue_record *catalogue_next_pending(const struct catalogue_records *records,
+                                                uint32_t dev_id);
 /* In order of ids, first at or above. */
 struct catalogue_record *catalogue_next_id(const struct catalogue_records *records,
                                            uint32_t dev_id);
