@@ -43,7 +43,7 @@ nbd_conn_create(const struct nbd_config *config, struct nbd_conn **ret_conn,
         conn->config.limits.max_payload = NBD_MAX_PAYLOAD;
     if (!conn->config.limits.max_requests)
         conn->config.limits.max_requests = NBD_MAX_REQUESTS;
-    TAILQ_INIT(&conn->out);
+    STAILQ_INIT(&conn->out);
     STAILQ_INIT(&conn->replies);
     STAILQ_INIT(&conn->free_slots);
     conn->phase = NBD_PHASE_HANDSHAKE;

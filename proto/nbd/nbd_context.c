@@ -178,6 +178,7 @@ nbd_context_found(struct nbd_conn *conn, const char *name, uint64_t id)
         return false;
     }
     store_be32(bytes, wire_id);
+    /* No NUL on the wire. NOLINTNEXTLINE(bugprone-not-null-terminated-result) */
     memcpy(bytes + 4, name, name_len);
     return nbd_option_reply(conn, NBD_REP_META_CONTEXT, bytes, 4 + name_len);
 }

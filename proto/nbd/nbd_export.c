@@ -163,7 +163,7 @@ nbd_option_info(struct nbd_conn *conn, bool go)
     nr = load_be16(data + 4 + name_len);
     hs->info_asked = 0;
     for (i = 0; i < nr; i++) {
-        uint16_t info = load_be16(data + 6 + name_len + 2u * i);
+        uint16_t info = load_be16(data + 6 + name_len + (size_t)2 * i);
 
         if (info <= NBD_INFO_BLOCK_SIZE)
             hs->info_asked |= 1u << info;

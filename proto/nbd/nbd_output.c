@@ -18,18 +18,17 @@ nbd_out_put(struct nbd_conn *conn, const void *bytes, size_t len)
         return false;
     }
     while (len > 0) {
-        struct nbd_out_block *b = TAILQ_LAST(&conn->out, nbd_out_list);
+        struct nbd_out_block *b = STAILQ_EMPTY(&conn->out) ? NULL : conn->out_last;
         size_t n;
 
         if (!b || b->len == sizeof(b->bytes)) {
-            b = malloc(sizeof(*b));
+            b = calloc(1, sizeof(*b));
             if (!b) {
                 nbd_drain(conn, "out of memory for option replies");
                 return false;
             }
-            b->len = 0;
-            b->sent = 0;
-            TAILQ_INSERT_TAIL(&conn->out, b, link);
+            STAILQ_INSERT_TAIL(&conn->out, b, link);
+            conn->out_last = b;
         }
         n = min_u64(len, sizeof(b->bytes) - b->len);
         memcpy(b->bytes + b->len, p, n);
@@ -46,8 +45,8 @@ nbd_out_drop(struct nbd_conn *conn)
 {
     struct nbd_out_block *b;
 
-    while ((b = TAILQ_FIRST(&conn->out))) {
-        TAILQ_REMOVE(&conn->out, b, link);
+    while ((b = STAILQ_FIRST(&conn->out))) {
+        STAILQ_REMOVE_HEAD(&conn->out, link);
         free(b);
     }
     conn->out_len = 0;
@@ -120,10 +119,10 @@ unsigned
 nbd_conn_output(struct nbd_conn *conn, struct iovec *iov, unsigned max)
 {
     struct gather g = {.iov = iov, .max = max};
-    struct nbd_out_block *b;
+    struct nbd_out_block *b = NULL;
     struct nbd_slot *slot;
 
-    TAILQ_FOREACH(b, &conn->out, link) {
+    STAILQ_FOREACH(b, &conn->out, link) {
         if (g.n == max)
             return g.n;
         g.skip = b->sent;
@@ -142,14 +141,14 @@ static size_t
 out_sent(struct nbd_conn *conn, size_t len)
 {
     while (len > 0 && conn->out_len > 0) {
-        struct nbd_out_block *b = TAILQ_FIRST(&conn->out);
+        struct nbd_out_block *b = STAILQ_FIRST(&conn->out);
         size_t n = min_u64(len, b->len - b->sent);
 
         b->sent += n;
         conn->out_len -= n;
         len -= n;
         if (b->sent == b->len) {
-            TAILQ_REMOVE(&conn->out, b, link);
+            STAILQ_REMOVE_HEAD(&conn->out, link);
             free(b);
         }
     }

@@ -66,12 +66,12 @@ STAILQ_HEAD(nbd_slot_list, nbd_slot);
 
 /* Option replies wait in small blocks that never move once filled. */
 struct nbd_out_block {
-    TAILQ_ENTRY(nbd_out_block) link;
+    STAILQ_ENTRY(nbd_out_block) link;
     size_t len, sent;
     uint8_t bytes[4064];
 };
 
-TAILQ_HEAD(nbd_out_list, nbd_out_block);
+STAILQ_HEAD(nbd_out_list, nbd_out_block);
 
 /*
  * What is expected next from the peer.
@@ -138,7 +138,8 @@ struct nbd_conn {
 
     /* output */
     struct nbd_out_list out;
-    size_t out_len; /* unsent bytes in `out` */
+    struct nbd_out_block *out_last; /* of a list that is not empty */
+    size_t out_len;                 /* unsent bytes in `out` */
     struct nbd_slot_list replies;
     uint64_t reply_sent; /* of the first reply */
 

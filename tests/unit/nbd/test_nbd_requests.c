@@ -147,7 +147,7 @@ assemble(uint8_t *data, uint64_t offset, uint64_t len, unsigned *ret_data,
 START_TEST(what_was_written_is_read_back)
 {
     const enum style style = (enum style)_i;
-    static uint8_t data[RAM_SIZE];
+    static uint8_t data[RAM_SIZE], want[200000];
     struct ram *ram = go(style);
     unsigned nr_data, nr_holes;
 
@@ -165,8 +165,8 @@ START_TEST(what_was_written_is_read_back)
         ck_assert_uint_eq(nr_data, 1); /* the hole in front is too small for a chunk */
         ck_assert_uint_eq(nr_holes, 1);
     }
-    for (size_t i = 0; i < 200000; i++)
-        ck_assert_uint_eq(data[i], i >= 97 && i < 97 + 100001 ? 0x5a : 0);
+    memset(want + 97, 0x5a, 100001);
+    ck_assert_mem_eq(data, want, 200000);
     ram_destroy(ram);
 }
 END_TEST
@@ -777,7 +777,7 @@ START_TEST(cuts_do_not_change_the_answer)
 
     random_seed(&rng, seed + (uint64_t)_i);
     printf("SEED=%llu\n", (unsigned long long)seed);
-    random_requests(&rng, &in, style == EXTENDED, 25);
+    random_requests(&rng, &in, style == EXTENDED, 15);
     for (size_t i = 0; i < sizeof(cuts) / sizeof(cuts[0]); i++) {
         struct ram *ram = go_with(style, 3, 0, 0);
 
@@ -878,7 +878,7 @@ main(void)
     tcase_add_test(tc, payload_length_flag_belongs_to_extended_writes);
     tcase_add_test(tc, offsets_beyond_32_bits_stand_in_the_chunks);
     tcase_add_loop_test(tc, cuts_do_not_change_the_answer, 0, 6);
-    tcase_add_loop_test(tc, any_order_of_events_loses_nothing, 0, 60);
+    tcase_add_loop_test(tc, any_order_of_events_loses_nothing, 0, 30);
     suite_add_tcase(s, tc);
     r = srunner_create(s);
     srunner_run_all(r, CK_NORMAL);
