@@ -183,6 +183,11 @@ struct device_file_params {
  * lock (files) or O_EXCL (block devices) unless no_lock: -THIN_E_BUSY with words when
  * somebody holds it. Waits (open, stat, lock), so call it from a helper thread where
  * that matters. Errors: -errno with path and reason in words.
+ *
+ * A failed FLUSH is final: each later FLUSH and FUA write fails too, until the device is
+ * opened anew. Buffers aligned to limits.alignment spare a copy with `direct`. Way INLINE
+ * waits in device_submit and needs nothing of the loop but `defer`: for tools.
+ * THIN_FILE_WAY=auto|uring|threads|inline in the environment overrides AUTO.
  */
 int device_file_open(struct thin_loop *loop, const struct device_file_params *params,
                      struct device **ret_dev, struct thin_error *err);
