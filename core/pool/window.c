@@ -10,6 +10,7 @@
 #include "core/pool/space_private.h"
 
 #define FIND_LOOKS_STEP  16u /* looks in one step on the loop */
+#define FIND_COMMITS_MAX 2u  /* commits that a claim waits for */
 #define FIND_LOOKS_WHOLE 32u /* looks after which a shorter run will do */
 
 static void
@@ -271,8 +272,8 @@ find_nothing(struct space_window *w)
         if (other != w && other->has_run)
             busy = true; /* its claims end soon, and then it may be dropped */
     frag = TAILQ_FIRST(&w->waiters);
-    if (!busy && ms.nr_pending > 0 && txn && frag &&
-        frag->commits_waited < METAOP_COMMITS_MAX) {
+    /* What was freed lately may show only when its transaction is durable. */
+    if (!busy && txn && frag && frag->commits_waited < FIND_COMMITS_MAX) {
         TAILQ_FOREACH(frag, &w->waiters, link)
             frag->commits_waited++;
         commit_want(pool, txn);
