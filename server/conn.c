@@ -1,0 +1,753 @@
+#include "server/conn.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "core/base/assert.h"
+#include "core/base/checked.h"
+#include "core/base/cleanup.h"
+#include "proto/frame.h"
+#include "proto/limits.h"
+#include "proto/socket.h"
+#include "server/hello.h"
+#include "server/request.h"
+#include "server/session.h"
+#include "server/stream.h"
+
+#define RECV_BYTES           (256u << 10) /* read from the socket at once */
+#define READS_A_TURN         4u
+#define SHUTDOWN_PATIENCE_NS (5 * NS_PER_SEC)
+
+/* Something to be sent: memory of its own, or a request's head and payload. */
+struct out_frame {
+    struct request *rq; /* NULL: `memory` */
+    void (*sent)(struct request *rq);
+    void *memory;
+    unsigned nr_iov;
+    struct iovec iov[1 + CONN_PIECES];
+    TAILQ_ENTRY(out_frame) link;
+};
+
+TAILQ_HEAD(out_list, out_frame);
+TAILQ_HEAD(conn_list, conn);
+
+struct conn {
+    struct server *server;
+    struct stream stream;
+    struct session *session; /* NULL before hello */
+    struct auth_peer peer;
+    char peer_text[128];
+    bool local;
+    bool counted_handshake;
+    bool closing;  /* no more input, output dropped */
+    bool ending;   /* no more input; closes when the output is sent */
+    uint8_t *kept; /* bytes not parsed yet */
+    size_t kept_len, kept_size;
+    struct request *receiving; /* whose payload comes now */
+    uint64_t payload_left;     /* of the frame being received */
+    struct request *waiting;   /* whose payload waits for memory */
+    struct payload_waiter waiter;
+    struct out_list out, spare;
+    uint64_t out_bytes;
+    uint64_t last_heard_ns;
+    struct thin_timer silence;
+    struct thin_task end_task;
+    TAILQ_ENTRY(conn) link;
+};
+
+static struct {
+    struct conn_list list;
+    bool ready;
+    uint8_t *recv; /* one place to receive into for all: it is empty between turns */
+    void (*shutdown_done)(void *arg);
+    void *shutdown_arg;
+    struct server *server;
+    struct thin_timer patience;
+} conns;
+
+struct server *
+conn_server(struct conn *c)
+{
+    return c->server;
+}
+
+const struct auth_peer *
+conn_peer(const struct conn *c)
+{
+    return &c->peer;
+}
+
+const char *
+conn_peer_text(const struct conn *c)
+{
+    return c->peer_text;
+}
+
+struct session *
+conn_session(struct conn *c)
+{
+    return c->session;
+}
+
+bool
+conn_is_local(const struct conn *c)
+{
+    return c->local;
+}
+
+unsigned
+conns_of_session(const struct session *session)
+{
+    return session->nr_conns;
+}
+
+/* ---- the end --------------------------------------------------------------------------- */
+
+static void
+drop_out(struct conn *c, struct out_frame *f)
+{
+    TAILQ_REMOVE(&c->out, f, link);
+    if (f->rq)
+        f->sent(f->rq);
+    else
+        free(f->memory);
+    f->rq = NULL;
+    f->memory = NULL;
+    TAILQ_INSERT_TAIL(&c->spare, f, link);
+}
+
+static void
+free_conn(struct conn *c)
+{
+    struct server *server = c->server;
+    struct out_frame *f;
+
+    while ((f = TAILQ_FIRST(&c->out)))
+        drop_out(c, f);
+    while ((f = TAILQ_FIRST(&c->spare))) {
+        TAILQ_REMOVE(&c->spare, f, link);
+        free(f);
+    }
+    free(c->kept);
+    TAILQ_REMOVE(&conns.list, c, link);
+    server->connections--;
+    free(c);
+    if (TAILQ_EMPTY(&conns.list) && conns.shutdown_done) {
+        void (*done)(void *) = conns.shutdown_done;
+
+        conns.shutdown_done = NULL;
+        loop_timer_cancel(server->thin_loop, &conns.patience);
+        sessions_end_all(server, done, conns.shutdown_arg);
+    }
+}
+
+/* On a turn of its own: nobody is inside a callback of ours. */
+static void
+end_task(struct thin_task *task)
+{
+    struct conn *c = container_of(task, struct conn, end_task);
+    struct session *s = c->session;
+
+    stream_fini(&c->stream);
+    loop_timer_cancel(c->server->thin_loop, &c->silence);
+    payload_cancel(c->server->payload, &c->waiter);
+    if (c->waiting)
+        request_abandon(c->waiting);
+    if (c->receiving && c->receiving != c->waiting)
+        request_abandon(c->receiving);
+    c->waiting = c->receiving = NULL;
+    if (s) {
+        requests_forget_conn(s, c);
+        session_leave(s, c);
+    }
+    free_conn(c);
+}
+
+static void
+start_end(struct conn *c)
+{
+    if (c->closing)
+        return;
+    c->closing = true;
+    if (c->counted_handshake)
+        c->server->handshakes--;
+    c->counted_handshake = false;
+    loop_defer(c->server->thin_loop, &c->end_task);
+}
+
+void
+conns_close_session(struct session *session, struct conn *except)
+{
+    struct conn *c;
+
+    TAILQ_FOREACH(c, &conns.list, link)
+        if (c->session == session && c != except)
+            start_end(c);
+}
+
+/* ---- output ---------------------------------------------------------------------------- */
+
+static struct out_frame *
+new_out(struct conn *c)
+{
+    struct out_frame *f = TAILQ_FIRST(&c->spare);
+
+    if (f)
+        TAILQ_REMOVE(&c->spare, f, link);
+    else
+        f = malloc(sizeof(*f));
+    if (!f) {
+        log_error("connection closed: out of memory peer=%s", c->peer_text);
+        start_end(c);
+    }
+    return f;
+}
+
+static void
+queue_out(struct conn *c, struct out_frame *f)
+{
+    for (unsigned i = 0; i < f->nr_iov; i++)
+        c->out_bytes += f->iov[i].iov_len;
+    TAILQ_INSERT_TAIL(&c->out, f, link);
+    stream_kick(&c->stream);
+}
+
+int
+conn_send_memory(struct conn *c, void *memory, size_t bytes)
+{
+    struct out_frame *f = c->closing ? NULL : new_out(c);
+
+    if (!f) {
+        free(memory);
+        return -ENOMEM;
+    }
+    f->rq = NULL;
+    f->memory = memory;
+    f->iov[0] = (struct iovec){memory, bytes};
+    f->nr_iov = 1;
+    queue_out(c, f);
+    return 0;
+}
+
+void
+conn_send_request(struct conn *c, struct request *rq, const void *head, size_t head_bytes,
+                  const struct iovec *iov, unsigned nr_iov,
+                  void (*sent)(struct request *rq))
+{
+    struct out_frame *f = c->closing ? NULL : new_out(c);
+
+    THIN_ASSERT(nr_iov <= CONN_PIECES);
+    if (!f) {
+        sent(rq);
+        return;
+    }
+    f->rq = rq;
+    f->sent = sent;
+    f->memory = NULL;
+    f->iov[0] = (struct iovec){(void *)(uintptr_t)head, head_bytes};
+    memcpy(f->iov + 1, iov, nr_iov * sizeof(*iov));
+    f->nr_iov = 1 + nr_iov;
+    queue_out(c, f);
+}
+
+static unsigned
+on_output(struct stream *stream, struct iovec *iov, unsigned max)
+{
+    struct conn *c = container_of(stream, struct conn, stream);
+    struct out_frame *f;
+    unsigned nr = 0;
+
+    if (c->closing)
+        return 0;
+    TAILQ_FOREACH(f, &c->out, link)
+        for (unsigned i = 0; i < f->nr_iov; i++) {
+            if (nr == max)
+                return nr;
+            if (f->iov[i].iov_len)
+                iov[nr++] = f->iov[i];
+        }
+    if (nr == 0 && c->ending)
+        start_end(c);
+    return nr;
+}
+
+static void
+on_sent(struct stream *stream, size_t bytes)
+{
+    struct conn *c = container_of(stream, struct conn, stream);
+    struct out_frame *f;
+    bool was_full = c->out_bytes >= CONN_OUT_MAX;
+
+    c->out_bytes -= bytes;
+    while ((f = TAILQ_FIRST(&c->out))) {
+        bool all = true;
+
+        for (unsigned i = 0; i < f->nr_iov; i++) {
+            size_t n = min_u64(bytes, f->iov[i].iov_len);
+
+            f->iov[i].iov_base = (char *)f->iov[i].iov_base + n;
+            f->iov[i].iov_len -= n;
+            bytes -= n;
+            if (f->iov[i].iov_len) {
+                all = false;
+                break;
+            }
+        }
+        if (!all)
+            break;
+        drop_out(c, f);
+    }
+    if (was_full && c->out_bytes < CONN_OUT_MAX)
+        conn_resume(c);
+}
+
+void
+conn_protocol_error(struct conn *c, int code, const struct thin_error *err)
+{
+    if (c->closing || c->ending)
+        return;
+    log_warning("connection closed: %s peer=%s identity=%s", thin_error_text(err, code),
+                c->peer_text, c->peer.identity);
+    hello_send_last_words(c, code, thin_error_text(err, code));
+    c->ending = true;
+    stream_want_read(&c->stream, false);
+    stream_kick(&c->stream);
+}
+
+/* ---- input ----------------------------------------------------------------------------- */
+
+/* True while frames may be taken: the other side has credit left and reads its replies. */
+static bool
+may_parse(const struct conn *c)
+{
+    return !c->closing && !c->ending && !c->waiting && c->out_bytes < CONN_OUT_MAX &&
+           !(c->session && c->session->bytes_in_flight > PROTO_BYTES_IN_FLIGHT_DEFAULT);
+}
+
+static bool
+keep(struct conn *c, const uint8_t *bytes, size_t len, size_t room)
+{
+    if (room > c->kept_size) {
+        uint8_t *grown = realloc(c->kept, room);
+
+        if (!grown)
+            return false;
+        c->kept = grown;
+        c->kept_size = room;
+    }
+    memmove(c->kept, bytes, len);
+    c->kept_len = len;
+    return true;
+}
+
+static void
+payload_complete(struct conn *c)
+{
+    struct request *rq = c->receiving;
+
+    c->receiving = NULL;
+    request_received(rq);
+}
+
+/* Puts payload bytes where they belong; returns how many were taken. */
+static size_t
+take_payload(struct conn *c, const uint8_t *bytes, size_t len)
+{
+    size_t n = min_u64(len, c->payload_left);
+    struct request *rq = c->receiving;
+
+    if (rq->piece) {
+        memcpy((uint8_t *)rq->piece->iov.iov_base + rq->piece_filled, bytes, n);
+        rq->piece_filled += n;
+    }
+    c->payload_left -= n;
+    if (c->payload_left == 0)
+        payload_complete(c);
+    return n;
+}
+
+/*
+ * One frame's message at `bytes`. Returns its length; 0: not whole yet (*ret_need: its
+ * length as far as known), or the connection is ending.
+ */
+static size_t
+take_message(struct conn *c, const uint8_t *bytes, size_t len, size_t *ret_need)
+{
+    struct frame_prefix prefix;
+    struct thin_error err;
+    int r;
+
+    *ret_need = FRAME_PREFIX_BYTES;
+    if (len < FRAME_PREFIX_BYTES)
+        return 0;
+    r = frame_prefix_decode(bytes, PROTO_MESSAGE_MAX, PROTO_PAYLOAD_MAX, &prefix, &err);
+    if (r == 0 && prefix.payload_bytes && prefix.message_bytes > PROTO_DATA_MESSAGE_MAX)
+        r = thin_fail(&err, -THIN_E_LIMIT,
+                      "a message of %u bytes beside a payload, at most %u are allowed",
+                      prefix.message_bytes, PROTO_DATA_MESSAGE_MAX);
+    if (r == 0 && !c->session && prefix.payload_bytes)
+        r = thin_fail(&err, -THIN_E_PROTOCOL, "a payload before hello");
+    if (r == 0) {
+        *ret_need = FRAME_PREFIX_BYTES + (size_t)prefix.message_bytes;
+        if (len < *ret_need)
+            return 0;
+        r = frame_check(bytes, &prefix, bytes + FRAME_PREFIX_BYTES, &err);
+    }
+    if (r == 0) {
+        c->payload_left = prefix.payload_bytes;
+        r = request_arrived(c, bytes + FRAME_PREFIX_BYTES, prefix.message_bytes,
+                            prefix.payload_bytes, &c->receiving, &err);
+    }
+    if (r < 0) {
+        conn_protocol_error(c, r, &err);
+        return 0;
+    }
+    return *ret_need;
+}
+
+/* A write's request has no memory yet: asks, or waits. */
+static void
+lend_memory(struct conn *c)
+{
+    struct request *rq = c->receiving;
+    int r;
+
+    if (!rq || rq->piece || !request_wants_piece(rq))
+        return;
+    r = payload_get(c->server->payload, c->payload_left, &c->waiter, &rq->piece);
+    if (r == -THIN_E_WOULD_BLOCK)
+        c->waiting = rq;
+    else if (r < 0)
+        request_refuse(rq, r); /* the payload is received and thrown away */
+}
+
+/* Parses as much of `bytes` as may be; returns what was taken. */
+static size_t
+parse_bytes(struct conn *c, const uint8_t *bytes, size_t len, size_t *ret_need)
+{
+    size_t at = 0;
+
+    *ret_need = 0;
+    while (at < len && may_parse(c)) {
+        size_t n;
+
+        if (c->receiving) {
+            at += take_payload(c, bytes + at, len - at);
+            continue;
+        }
+        n = take_message(c, bytes + at, len - at, ret_need);
+        if (n == 0)
+            break;
+        *ret_need = 0;
+        at += n;
+        if (c->receiving) {
+            lend_memory(c);
+            if (c->payload_left == 0)
+                payload_complete(c);
+        }
+    }
+    return at;
+}
+
+/* What was kept from before; true when nothing is left of it that could be parsed. */
+static bool
+parse_kept(struct conn *c)
+{
+    size_t need, used;
+
+    if (c->kept_len == 0)
+        return true;
+    used = parse_bytes(c, c->kept, c->kept_len, &need);
+    c->kept_len -= used;
+    if (c->kept_len)
+        memmove(c->kept, c->kept + used, c->kept_len);
+    return may_parse(c);
+}
+
+static ssize_t
+receive(struct conn *c, void *bytes, size_t len)
+{
+    ssize_t got = stream_read(&c->stream, bytes, len);
+
+    if (got > 0)
+        c->last_heard_ns = c->stream.last_progress_ns;
+    return got;
+}
+
+/* One read: into a payload's own place, behind what is kept, or into the common place. */
+static bool
+read_once(struct conn *c)
+{
+    size_t need, used;
+    ssize_t got;
+
+    if (c->receiving && c->receiving->piece) {
+        struct request *rq = c->receiving;
+
+        got = receive(c, (uint8_t *)rq->piece->iov.iov_base + rq->piece_filled,
+                      c->payload_left);
+        if (got <= 0)
+            return false;
+        rq->piece_filled += (size_t)got;
+        c->payload_left -= (size_t)got;
+        if (c->payload_left == 0)
+            payload_complete(c);
+        return true;
+    }
+    if (c->kept_len) {
+        if (!keep(c, c->kept, c->kept_len, PROTO_MESSAGE_MAX + FRAME_PREFIX_BYTES)) {
+            start_end(c);
+            return false;
+        }
+        got = receive(c, c->kept + c->kept_len, c->kept_size - c->kept_len);
+        if (got <= 0)
+            return false;
+        c->kept_len += (size_t)got;
+        return parse_kept(c);
+    }
+    got = receive(c, conns.recv, RECV_BYTES);
+    if (got <= 0)
+        return false;
+    used = parse_bytes(c, conns.recv, (size_t)got, &need);
+    if (used < (size_t)got && !c->closing && !c->ending &&
+        !keep(c, conns.recv + used, (size_t)got - used, (size_t)got - used)) {
+        log_error("connection closed: out of memory peer=%s", c->peer_text);
+        start_end(c);
+        return false;
+    }
+    return may_parse(c);
+}
+
+static void
+parse(struct conn *c)
+{
+    unsigned turns = 0;
+
+    if (c->closing || c->ending)
+        return;
+    if (parse_kept(c))
+        while (!c->closing && !c->ending && may_parse(c) && turns++ < READS_A_TURN &&
+               read_once(c))
+            ;
+    if (c->closing)
+        return;
+    if (c->kept_len == 0 && c->kept) {
+        free(c->kept);
+        c->kept = NULL;
+        c->kept_size = 0;
+    }
+    if (c->counted_handshake && c->session) {
+        c->counted_handshake = false;
+        c->server->handshakes--;
+        c->stream.handshake_until_ns = 0;
+    }
+    stream_want_read(&c->stream, may_parse(c));
+}
+
+static void
+on_readable(struct stream *stream)
+{
+    parse(container_of(stream, struct conn, stream));
+}
+
+void
+conn_resume(struct conn *c)
+{
+    if (c->closing || c->ending || !may_parse(c))
+        return;
+    /* Kept bytes may hold whole frames that no descriptor tells of. */
+    c->stream.more_to_read = true;
+    stream_want_read(&c->stream, true);
+    stream_kick(&c->stream);
+}
+
+static void
+memory_ready(struct payload_waiter *waiter)
+{
+    struct conn *c = container_of(waiter, struct conn, waiter);
+
+    c->waiting = NULL;
+    lend_memory(c);
+    conn_resume(c);
+}
+
+static bool
+on_owes(struct stream *stream)
+{
+    struct conn *c = container_of(stream, struct conn, stream);
+
+    return !c->closing && may_parse(c) && (c->receiving || c->kept_len);
+}
+
+/* ---- life ------------------------------------------------------------------------------ */
+
+static void
+on_stream_ready(struct stream *stream)
+{
+    struct conn *c = container_of(stream, struct conn, stream);
+    const char *identity = channel_identity(stream->channel);
+
+    if (identity[0])
+        auth_peer_cert(&c->peer, identity);
+}
+
+static void
+on_broken(struct stream *stream, int code, const struct thin_error *err)
+{
+    struct conn *c = container_of(stream, struct conn, stream);
+
+    if (code < 0 && code != -ECONNRESET && code != -EPIPE)
+        log_notice("connection closed: %s peer=%s identity=%s",
+                   thin_error_text(err, code), c->peer_text, c->peer.identity);
+    start_end(c);
+}
+
+static void
+check_silence(struct thin_timer *timer)
+{
+    struct conn *c = container_of(timer, struct conn, silence);
+    uint64_t now = loop_now_ns(c->server->thin_loop);
+
+    /* While reading is paused the peer cannot be heard. */
+    if (c->closing)
+        return;
+    if (!may_parse(c))
+        c->last_heard_ns = now;
+    if (c->session && now - c->last_heard_ns > PROTO_KEEPALIVE_MS * NS_PER_MS) {
+        log_notice("connection closed: nothing heard for %u ms peer=%s identity=%s",
+                   PROTO_KEEPALIVE_MS, c->peer_text, c->peer.identity);
+        start_end(c);
+        return;
+    }
+    if (loop_timer_set(c->server->thin_loop, timer, now + NS_PER_SEC * 5) < 0)
+        start_end(c);
+}
+
+static const struct stream_ops conn_stream_ops = {
+    .ready = on_stream_ready,
+    .readable = on_readable,
+    .output = on_output,
+    .sent = on_sent,
+    .owes = on_owes,
+    .broken = on_broken,
+};
+
+static bool
+prepare(struct server *server)
+{
+    if (conns.ready)
+        return true;
+    TAILQ_INIT(&conns.list);
+    conns.server = server;
+    conns.recv = malloc(RECV_BYTES);
+    conns.ready = conns.recv != NULL;
+    return conns.ready;
+}
+
+void
+conn_accept(struct server *server, int fd, bool local)
+{
+    struct conn *c = prepare(server) && !server->stopping ? calloc(1, sizeof(*c)) : NULL;
+    struct socket_credentials cred;
+    struct thin_error err;
+    int r = -ENOMEM;
+
+    if (c) {
+        c->server = server;
+        c->local = local;
+        c->waiter.ready = memory_ready;
+        c->end_task.run = end_task;
+        c->silence.fire = check_silence;
+        c->last_heard_ns = loop_now_ns(server->thin_loop);
+        TAILQ_INIT(&c->out);
+        TAILQ_INIT(&c->spare);
+        socket_peer_text(fd, c->peer_text, sizeof(c->peer_text));
+        r = 0;
+        if (local)
+            r = socket_peer_credentials(fd, &cred);
+        if (local && r == 0)
+            auth_peer_local(&c->peer, cred.uid, cred.gid);
+    }
+    if (r == 0)
+        r = stream_init(&c->stream, &conn_stream_ops, server->thin_loop, fd,
+                        local ? NULL : server->tls, PROTO_HANDSHAKE_MS, &err);
+    if (r < 0) {
+        if (!server->stopping)
+            log_warning("connection refused: %s", thin_strerror(r));
+        free(c);
+        close(fd);
+        return;
+    }
+    c->counted_handshake = true;
+    server->connections++;
+    server->handshakes++;
+    TAILQ_INSERT_TAIL(&conns.list, c, link);
+    check_silence(&c->silence);
+}
+
+void
+conn_joined(struct conn *c, struct session *session, bool control)
+{
+    c->session = session;
+    session_join(session, c, control);
+}
+
+static void
+patience_over(struct thin_timer *timer)
+{
+    struct conn *c;
+
+    (void)timer;
+    TAILQ_FOREACH(c, &conns.list, link)
+        start_end(c);
+}
+
+void
+conns_shutdown(struct server *server, void (*done)(void *arg), void *arg)
+{
+    struct conn *c;
+
+    if (!prepare(server) || TAILQ_EMPTY(&conns.list)) {
+        sessions_end_all(server, done, arg);
+        return;
+    }
+    conns.shutdown_done = done;
+    conns.shutdown_arg = arg;
+    conns.patience.fire = patience_over;
+    TAILQ_FOREACH(c, &conns.list, link)
+        if (!c->session || c->session->in_flight == 0) {
+            c->ending = true; /* what is queued still goes out */
+            stream_want_read(&c->stream, false);
+            stream_kick(&c->stream);
+        }
+    if (loop_timer_set(server->thin_loop, &conns.patience,
+                       loop_now_ns(server->thin_loop) + SHUTDOWN_PATIENCE_NS) < 0)
+        patience_over(&conns.patience);
+}
+
+/* A session's last request has ended while the server stops. */
+void
+conns_session_quiet(struct session *session)
+{
+    struct conn *c;
+
+    if (!conns.shutdown_done)
+        return;
+    TAILQ_FOREACH(c, &conns.list, link)
+        if (c->session == session) {
+            c->ending = true;
+            stream_want_read(&c->stream, false);
+            stream_kick(&c->stream);
+        }
+}
+
+void
+conns_fini(void)
+{
+    free(conns.recv);
+    conns.recv = NULL;
+    conns.ready = false;
+}
