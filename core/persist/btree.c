@@ -274,7 +274,7 @@ delete_node(const struct btree *t, mblock_t b, unsigned depth,
 {
     BLOCK_LOCK struct bm_block *block = NULL;
     const void *node;
-    uint32_t count;
+    uint32_t count = 0;
     int r;
 
     r = btree_check_depth(t, depth, err);

@@ -62,7 +62,7 @@ op_insert(struct rig *r_, void *arg, struct thin_error *err)
 {
     struct step *s = arg;
     uint8_t value[8];
-    dblock_t b;
+    dblock_t b = 0;
     mblock_t root = 0;
     int r = rig_touch_root(r_, s->id, &root, err);
 
@@ -201,9 +201,9 @@ check_lookup(uint32_t id, uint64_t key)
     struct step s = {.id = id, .key = key};
 
     rig_ok(rig, rig_read(rig, op_lookup, &s));
-    ck_assert_int_eq(s.found, model_at(id, key) != 0);
+    want_eq(s.found, model_at(id, key) != 0);
     if (s.found)
-        ck_assert_uint_eq(s.value, pack(model_at(id, key)));
+        want_eq(s.value, pack(model_at(id, key)));
 }
 
 static void
@@ -213,10 +213,10 @@ check_next(uint32_t id, uint64_t key)
     uint64_t want = model_next(id, key);
 
     rig_ok(rig, rig_read(rig, op_lookup_next, &s));
-    ck_assert_int_eq(s.found, want != UINT64_MAX);
+    want_eq(s.found, want != UINT64_MAX);
     if (s.found) {
-        ck_assert_uint_eq(s.ret_key, want);
-        ck_assert_uint_eq(s.value, pack(model_at(id, want)));
+        want_eq(s.ret_key, want);
+        want_eq(s.value, pack(model_at(id, want)));
     }
 }
 
@@ -230,9 +230,9 @@ check_highest(uint32_t id)
         if (model[id].value[i])
             want = i * key_scale;
     rig_ok(rig, rig_read(rig, op_highest, &s));
-    ck_assert_int_eq(s.found, want != UINT64_MAX);
+    want_eq(s.found, want != UINT64_MAX);
     if (s.found)
-        ck_assert_uint_eq(s.ret_key, want);
+        want_eq(s.ret_key, want);
 }
 
 static void
@@ -243,16 +243,16 @@ check_leaf(uint32_t id, uint64_t key)
     uint32_t i = 0;
 
     rig_ok(rig, rig_read(rig, op_read_leaf, &s));
-    ck_assert(s.ret_key <= key && key < s.ret_end);
+    want(s.ret_key <= key && key < s.ret_end);
     expect = model_next(id, s.ret_key);
     while (expect != UINT64_MAX && expect < s.ret_end) {
-        ck_assert_uint_lt(i, nr_entries);
-        ck_assert_uint_eq(entries[i].key, expect);
-        ck_assert_uint_eq(entries[i].value, pack(model_at(id, expect)));
+        want(i < nr_entries);
+        want_eq(entries[i].key, expect);
+        want_eq(entries[i].value, pack(model_at(id, expect)));
         i++;
         expect = model_next(id, expect + 1);
     }
-    ck_assert_uint_eq(i, nr_entries);
+    want_eq(i, nr_entries);
 }
 
 static void
@@ -264,10 +264,10 @@ check_all(uint32_t id)
     for (;;) {
         s.key = key;
         rig_ok(rig, rig_read(rig, op_lookup_next, &s));
-        ck_assert_uint_eq(s.found ? s.ret_key : UINT64_MAX, model_next(id, key));
+        want_eq(s.found ? s.ret_key : UINT64_MAX, model_next(id, key));
         if (!s.found)
             break;
-        ck_assert_uint_eq(s.value, pack(model_at(id, s.ret_key)));
+        want_eq(s.value, pack(model_at(id, s.ret_key)));
         key = s.ret_key + 1;
     }
 }
@@ -297,7 +297,7 @@ do_insert(uint32_t id)
         return;
     }
     rig_ok(rig, r);
-    ck_assert_int_eq(s.found, model[id].value[s.key] == 0);
+    want_eq(s.found, model[id].value[s.key] == 0);
     model[id].nr += s.found;
     model[id].value[s.key] = s.value;
 }
@@ -308,7 +308,7 @@ do_remove(uint32_t id)
     struct step s = {.id = id, .key = some_key()};
 
     rig_ok(rig, rig_do(rig, TM_RESERVE, op_remove, &s));
-    ck_assert_int_eq(s.found, model[id].value[s.key] != 0);
+    want_eq(s.found, model[id].value[s.key] != 0);
     model[id].nr -= s.found;
     model[id].value[s.key] = 0;
 }
@@ -322,15 +322,15 @@ do_trim(uint32_t id, uint64_t begin, uint64_t end, uint32_t budget)
         uint64_t expect = 0;
 
         rig_ok(rig, rig_do(rig, TM_RESERVE, op_trim, &s));
-        ck_assert(s.ret_end <= s.end && s.ret_end >= begin);
+        want(s.ret_end <= s.end && s.ret_end >= begin);
         for (uint64_t i = 0; i < KEYS; i++)
             if (i * key_scale >= s.ret_end && i * key_scale < s.end &&
                 model[id].value[i]) {
                 model[id].value[i] = 0;
                 expect++;
             }
-        ck_assert_uint_eq(s.removed, expect);
-        ck_assert(expect || s.ret_end == begin || begin >= end);
+        want_eq(s.removed, expect);
+        want(expect || s.ret_end == begin || begin >= end);
         model[id].nr -= (uint32_t)expect;
         s.end = s.ret_end;
     } while (s.end > begin && random_below(&rng, 50));

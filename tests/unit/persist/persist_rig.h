@@ -25,6 +25,19 @@
 #include "tests/lib/recount.h"
 #include "tests/lib/sim_loop.h"
 
+/* Check's own asserts write to a pipe each time: too slow for millions. */
+#define want(cond)                          \
+    do {                                    \
+        if (!(cond))                        \
+            ck_abort_msg("not: %s", #cond); \
+    } while (0)
+#define want_eq(a, b)                                                                  \
+    do {                                                                               \
+        uint64_t want_a = (uint64_t)(a), want_b = (uint64_t)(b);                       \
+        if (want_a != want_b)                                                          \
+            ck_abort_msg("%s is %" PRIu64 ", %s is %" PRIu64, #a, want_a, #b, want_b); \
+    } while (0)
+
 struct rig {
     struct thin_loop *loop;
     struct device *mem, *dev; /* dev: the fault wrapper around mem */
@@ -145,8 +158,8 @@ rig_state(const struct rig *rig)
     for (uint32_t i = 0; i < tm->core.nr_changed; i++) {
         uint32_t at = 0;
 
-        ck_assert(u64_map_get(&tm->overflow_at, tm->changed[i], &at));
-        ck_assert(tm->overflow[at].changed);
+        want(u64_map_get(&tm->overflow_at, tm->changed[i], &at));
+        want(tm->overflow[at].changed);
         /* A cut sorts them. */
         sum += (tm->changed[i] + 7) * (tm->overflow[at].count + 1000003ull);
     }
@@ -154,12 +167,12 @@ rig_state(const struct rig *rig)
     for (b = 0; bitset_next(&rig->bm->dirty_set, b, &b); b++) {
         const struct bm_block *f = bm_find(rig->bm, b);
 
-        ck_assert(f && frame_is_open(f));
+        want(f && frame_is_open(f));
         rig_mix(&crc, b);
         crc = crc32c_update(crc, f->data, METADATA_BLOCK_SIZE);
     }
     rig_mix(&crc, rig->bm->nr_dirty);
-    ck_assert_uint_eq(rig->bm->stats.locks_held, 0);
+    want_eq(rig->bm->stats.locks_held, 0);
 
     rig_mix(&crc, rig->top_root);
     rig_mix(&crc, rig->details_root);
@@ -173,7 +186,7 @@ rig_state(const struct rig *rig)
         uint32_t at = 0;
 
         sum = 0; /* the order within a group does not matter */
-        ck_assert(u64_map_get(&sm->group_at, b, &at));
+        want(u64_map_get(&sm->group_at, b, &at));
         for (uint32_t i = sm->groups[at].first; i != SM_NONE; i = sm->deltas[i].next)
             sum += (sm->deltas[i].block * 2 + sm->deltas[i].fresh) *
                    (uint64_t)(sm->deltas[i].delta + 1000003);
@@ -222,7 +235,7 @@ rig_fetch_wait(struct rig *rig, struct rig_fetch *f)
     f->done = false;
     bm_fetch_start(&f->fetch);
     while (!f->done)
-        ck_assert(sim_loop_step(rig->loop));
+        want(sim_loop_step(rig->loop));
     rig->nr_fetches++;
     return f->result;
 }
@@ -274,7 +287,7 @@ rig_pass(struct rig *rig, enum tm_purse purse, rig_op *op, void *arg)
         tm_op_undo(rig->tm);
         rig->nr_undone++;
         if (rig->check_undo)
-            ck_assert_uint_eq(before, rig_state(rig));
+            want_eq(before, rig_state(rig));
     }
     rig_note_locks(rig);
     return r;
@@ -292,12 +305,10 @@ rig_do(struct rig *rig, enum tm_purse purse, rig_op *op, void *arg)
 {
     struct rig_fetch f;
     unsigned commits = 0;
-    int r;
+    int r = 0;
 
     bm_fetch_init(&f.fetch, rig->bm, rig_fetch_done);
     for (unsigned n = 0; n < 2000; n++) {
-        uint64_t met = device_fault_nr_met(rig->dev);
-
         r = rig_pass(rig, purse, op, arg);
         if (r == -THIN_E_WOULD_BLOCK) {
             r = rig_fetch_wait(rig, &f);
@@ -308,7 +319,6 @@ rig_do(struct rig *rig, enum tm_purse purse, rig_op *op, void *arg)
             rig->nr_faults = device_fault_nr_met(rig->dev);
             continue;
         }
-        (void)met;
         if ((r == -THIN_E_NEED_COMMIT || r == -THIN_E_CACHE_FULL) && commits++ < 5 &&
             purse != TM_COMMIT) {
             bm_fetch_fini(&f.fetch);
@@ -328,7 +338,7 @@ static inline int
 rig_read(struct rig *rig, rig_op *op, void *arg)
 {
     struct rig_fetch f;
-    int r;
+    int r = 0;
 
     bm_fetch_init(&f.fetch, rig->bm, rig_fetch_done);
     for (unsigned n = 0; n < 2000; n++) {
@@ -392,7 +402,7 @@ rig_touch_root(struct rig *rig, uint32_t id, mblock_t *ret_root, struct thin_err
 
     if (r < 0)
         return r;
-    ck_assert(found);
+    want(found);
     return rig_put_root(rig, id, *ret_root, err);
 }
 
@@ -431,7 +441,7 @@ static inline int
 rig_prepare(struct rig *rig, struct space_map_root *ret_root)
 {
     struct rig_fetch f;
-    int r;
+    int r = 0;
 
     bm_fetch_init(&f.fetch, rig->bm, rig_fetch_done);
     for (unsigned n = 0; n < 2000; n++) {
@@ -440,7 +450,7 @@ rig_prepare(struct rig *rig, struct space_map_root *ret_root)
         r = tm_prepare_cut(rig->tm, ret_root, &rig->err);
         rig_note_locks(rig);
         if (r < 0 && rig->check_undo)
-            ck_assert_uint_eq(before, rig_state(rig));
+            want_eq(before, rig_state(rig));
         if (r == -THIN_E_WOULD_BLOCK) {
             r = rig_fetch_wait(rig, &f);
             if (r == 0)
@@ -460,7 +470,7 @@ static inline int
 rig_io_wait(struct rig *rig)
 {
     while (!rig->io_done)
-        ck_assert(sim_loop_step(rig->loop));
+        want(sim_loop_step(rig->loop));
     rig->io_done = false;
     return rig->io_result;
 }
@@ -550,9 +560,9 @@ rig_make_managers(struct rig *rig)
     struct tm_params tp = {.reserve = 0, .node_max = rig->node_max};
 
     if (!rig->bm)
-        ck_assert_int_eq(bm_create(&bp, &rig->bm), 0);
+        want_eq(bm_create(&bp, &rig->bm), 0);
     tp.bm = rig->bm;
-    ck_assert_int_eq(tm_create(&tp, &rig->tm), 0);
+    want_eq(tm_create(&tp, &rig->tm), 0);
     rig->top = (struct btree){
         .tm = rig->tm,
         .value = {.size = 8, .context = rig, .inc = rig_top_inc},
@@ -595,10 +605,9 @@ rig_create(uint64_t nr_blocks, uint64_t nr_data, uint32_t nr_frames, uint32_t no
     struct rig *rig = calloc(1, sizeof(*rig));
     bool done = false;
 
-    ck_assert_ptr_nonnull(rig);
+    want(rig);
     rig->loop = sim_loop_create(1);
-    ck_assert_int_eq(
-        device_mem_open(rig->loop, nr_blocks * METADATA_BLOCK_SIZE, &rig->mem), 0);
+    want_eq(device_mem_open(rig->loop, nr_blocks * METADATA_BLOCK_SIZE, &rig->mem), 0);
     rig->dev = device_fault_open(rig->mem);
     rig->nr_frames = nr_frames;
     rig->node_max = node_max;
