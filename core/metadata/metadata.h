@@ -58,7 +58,8 @@ int metadata_format(struct metadata *md, uint32_t data_block_sectors,
                     uint64_t nr_data_blocks, struct thin_error *err);
 
 /*
- * Loads superblock and metadata space map. -THIN_E_WOULD_BLOCK: fetch and call again.
+ * Loads superblock and metadata space map; right after metadata_create or metadata_reset.
+ * -THIN_E_WOULD_BLOCK: fetch and call again. After any other error: metadata_reset first.
  * -THIN_E_NOT_THIN for a device that holds no pool (all zeros: words say so),
  * -THIN_E_CHECKSUM, -THIN_E_UNSUPPORTED, -THIN_E_RANGE if the device is smaller than
  * recorded (with both sizes).
@@ -217,8 +218,10 @@ void metadata_durable(struct metadata *md, uint64_t txn,
                       void (*freed)(void *arg, dblock_t begin, dblock_t end), void *arg);
 
 /*
- * Roll-back: forgets all that is not durable. No write may be in flight. Then
- * metadata_load again, as after create.
+ * Roll-back: forgets all that is not durable. No write may be in flight, no operation
+ * open. Then metadata_load again, as after create. The transaction manager is a new one:
+ * transaction numbers start from 1 again, pins (tm_pin_view) must have been taken back
+ * before, held data blocks (metadata_hold_data) are forgotten, not to be released.
  */
 void metadata_reset(struct metadata *md);
 
