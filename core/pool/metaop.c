@@ -77,6 +77,7 @@ op_run(struct metaop *op)
     struct metadata *md = pool->md;
     struct thin_error err;
     uint64_t began = loop_now_ns(pool->loop);
+    const char *name = op->name; /* the operation may be gone when it has ended */
     int r;
 
     thin_error_init(&err);
@@ -110,7 +111,7 @@ op_run(struct metaop *op)
     } else {
         op_finish(op, r, &err);
     }
-    pool_step(pool, op->name, began);
+    pool_step(pool, name, began);
 }
 
 static void

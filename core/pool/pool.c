@@ -83,7 +83,7 @@ load_try(struct pool *pool)
 
     thin_error_init(&err);
     bm_clear_missing(pool->bm);
-    if (pool->end->format)
+    if (pool->end->format && !pool->rolling_back)
         r = metadata_format(pool->md, pool->params->data_block_sectors,
                             pool->data->size / ((uint64_t)pool->params->data_block_sectors
                                                 << SECTOR_SHIFT),
@@ -178,6 +178,13 @@ pool_dismantle(struct pool *pool)
 
 /* ---- opening ------------------------------------------------------------------------------------- */
 
+/* Not from inside the call that failed: it may still use what goes here. */
+static void
+open_failed(struct thin_task *task)
+{
+    pool_dismantle(container_of(task, struct pool_end, task)->pool);
+}
+
 static void
 open_finish(struct pool *pool, int result, const struct thin_error *err)
 {
@@ -189,7 +196,8 @@ open_finish(struct pool *pool, int result, const struct thin_error *err)
         end->result = result;
         if (err)
             end->err = *err;
-        pool_dismantle(pool);
+        end->task.run = open_failed;
+        loop_defer(pool->loop, &end->task);
         return;
     }
     pool->opened = true;
