@@ -698,8 +698,10 @@ admin_close(struct pool *pool)
 
     if (!admin)
         return;
-    loop_defer_cancel(pool->loop, &admin->pump_task);
+    /* Whoever called after the admin had stopped still hears of it. */
     loop_defer_cancel(pool->loop, &admin->refuse_task);
+    refuse_run(&admin->refuse_task);
+    loop_defer_cancel(pool->loop, &admin->pump_task);
     loop_defer_cancel(pool->loop, &admin->stopped_task);
     exclusive_destroy(admin->exclusive);
     free(admin);

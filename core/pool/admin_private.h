@@ -50,6 +50,7 @@ struct admin_snap {
     uint32_t origin_id, dev_id;
     uint32_t snapshotted_time; /* of the origin, as the operation left it */
     struct quiesce quiesce;
+    struct volume_core *core; /* held while it quiesces */
     struct admin_job *job;
 };
 

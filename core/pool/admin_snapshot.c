@@ -15,6 +15,7 @@ quiesced(struct quiesce *q)
     struct admin_snap *snap = container_of(q, struct admin_snap, quiesce);
     struct admin_job *job = snap->job;
 
+    volume_core_put(snap->core);
     if (--job->nr_quiescing == 0)
         admin_job_commit(job);
 }
@@ -34,7 +35,9 @@ snapshot_after(struct admin_job *job)
         if (!core)
             continue;
         snap->job = job;
+        snap->core = core;
         snap->quiesce.done = quiesced;
+        volume_core_hold(core); /* its last handle may close meanwhile */
         job->nr_quiescing++;
         volume_core_quiesce(core, &snap->quiesce);
     }

@@ -1,5 +1,6 @@
 /* What the pool calls: opening, reading again, the trailer at each cut, names. */
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -122,15 +123,26 @@ catalogue_open(struct pool *pool,
     catalogue_checkpoint_start(cat);
 }
 
+static void
+reloaded(void *arg, int result, const struct thin_error *err)
+{
+    struct catalogue *cat = arg;
+
+    /* The records are not what stands on disk: no change may be built on them. */
+    if (result < 0)
+        snprintf(cat->damage, sizeof(cat->damage), "%s", thin_error_text(err, result));
+    cat->reloaded(cat->pool, result, err);
+}
+
 void
 catalogue_reload(struct pool *pool, void (*done)(struct pool *pool, int result,
                                                  const struct thin_error *err))
 {
     struct catalogue *cat = pool->catalogue;
 
-    cat->opened = done;
+    cat->reloaded = done;
     cat->incarnation = random_u64(&pool->rng);
-    catalogue_load(cat, true, (struct pool_done){opened, cat});
+    catalogue_load(cat, true, (struct pool_done){reloaded, cat});
 }
 
 void

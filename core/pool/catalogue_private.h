@@ -84,6 +84,7 @@ struct catalogue {
     struct catalogue_checkpoint *checkpoint;
     struct catalogue_reconcile *reconcile;
     void (*opened)(struct pool *pool, int result, const struct thin_error *err);
+    void (*reloaded)(struct pool *pool, int result, const struct thin_error *err);
 };
 
 static inline uint32_t
