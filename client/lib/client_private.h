@@ -210,7 +210,7 @@ struct thin_client {
     struct channel *channel;
     uint64_t state_deadline_ns;
     unsigned backoff_ms;
-    uint64_t ready_since_ns;
+    bool answered;  /* this connection has brought something */
     bool was_ready; /* once at least */
     int broken;     /* 0, or the code that ready() must end the connection with */
     struct thin_error broken_words;

@@ -104,9 +104,8 @@ client_lost(struct thin_client *client, int code)
     client->offline_since_ns = client_now_ns(client);
     client->next_target = 0;
     /* The first attempt at once: mostly it was the connection only. A server that takes
-       us in and drops us again and again is not hammered, though. */
-    if (client->offline_since_ns - client->ready_since_ns >=
-        CLIENT_BACKOFF_MAX_MS * NS_PER_MS)
+       us in and drops us without having answered anything is not hammered, though. */
+    if (client->answered)
         client->backoff_ms = 0;
     client->state = CLIENT_BACKOFF;
     client->state_deadline_ns = next_backoff_ns(client);
@@ -221,7 +220,7 @@ hello_reply(struct thin_client *client, const Thin__Reply *reply)
     client->state_deadline_ns = 0;
     client->offline_since_ns = 0;
     client->offline_told = false;
-    client->ready_since_ns = client_now_ns(client);
+    client->answered = false;
     client->next_target = 0;
     if (resumed) {
         client_requests_resume(client);

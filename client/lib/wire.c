@@ -378,6 +378,7 @@ reply_complete(struct thin_client *client, struct client_incoming *in)
 
     if (!request)
         return client_control_reply(client, reply);
+    client->answered = true;
     if (reply->code > 0)
         return thin_fail(&client->error, -THIN_E_PROTOCOL, "a reply with code %d",
                          reply->code);
