@@ -149,6 +149,15 @@ struct pool_info {
 void pool_get_info(struct pool *pool, struct pool_info *ret_info);
 void pool_set_config(struct pool *pool, const struct pool_config *config);
 
+/* Cheap, for every reply: what is changed now belongs to `change`; all changes up to
+   `stable` are durable, as long as the incarnation is the same. */
+struct pool_marks {
+    uint64_t change;
+    uint64_t stable;
+    uint64_t incarnation;
+};
+void pool_get_marks(struct pool *pool, struct pool_marks *ret_marks);
+
 /* New sizes in bytes, 0: leave. Larger only; grows the backing file if it must.
    -THIN_E_INVALID (smaller), -THIN_E_NEEDS_CHECK, -ENOSPC, ... */
 void pool_grow(struct pool *pool, uint64_t data_bytes, uint64_t metadata_bytes,
