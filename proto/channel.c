@@ -410,8 +410,9 @@ gather_record(const struct gather *g, uint8_t room[RECORD_BYTES], size_t *ret_le
     return room;
 }
 
-/* One record's worth of plain text is gathered on the stack: loops have threads with
-   stacks of megabytes, and a buffer in each channel would be held by idle ones too. */
+/* From here on: one record's worth of plain text is gathered on the stack. Loops have
+   threads with stacks of megabytes; a buffer in each channel would be held by idle ones
+   too. (Clang inlines it into the last function.) */
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wframe-larger-than=" /* 16 KiB, see above */
 static ssize_t
@@ -453,8 +454,6 @@ tls_writev(struct channel *channel, const struct iovec *iov, unsigned nr_iov,
     return r == -EAGAIN ? r : failed_before(channel, err);
 }
 
-#pragma GCC diagnostic pop
-
 ssize_t
 channel_writev(struct channel *channel, const struct iovec *iov, unsigned nr_iov,
                struct thin_error *err)
@@ -468,3 +467,4 @@ channel_writev(struct channel *channel, const struct iovec *iov, unsigned nr_iov
     return channel->ssl ? tls_writev(channel, iov, nr_iov, err)
                         : plain_writev(channel, iov, nr_iov, err);
 }
+#pragma GCC diagnostic pop
