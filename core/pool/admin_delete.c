@@ -16,8 +16,6 @@
 #include "core/base/log.h"
 #include "core/pool/admin_private.h"
 
-#define VBLOCK_END (1ull << 48) /* above any virtual block of a volume */
-
 static void background_next(struct admin *admin);
 
 /* ---- delete ---------------------------------------------------------------------------------- */
@@ -264,25 +262,81 @@ bury(struct admin *admin)
     bg->nr_buried = 0;
 }
 
+static void trim_look(struct admin *admin);
+
 static void
-trim_done(struct unmap *u, int result, const struct thin_error *err)
+trim_stepped(struct unmap *u, int result, const struct thin_error *err)
 {
     struct admin *admin = container_of(u, struct admin, background.unmap);
+
+    if (result < 0)
+        background_skip(admin, "giving back what was beyond a volume's end", result, err);
+    else if (admin->stopping)
+        background_end(admin);
+    else
+        trim_look(admin); /* a write that was in flight may have mapped one more */
+}
+
+static void
+trim_ended(struct admin *admin)
+{
     struct admin_background *bg = &admin->background;
-    struct admin_job *job;
+    struct admin_job *job = admin_job_create(admin->pool, &trimmed_kind,
+                                             (struct pool_done){record_ended, admin});
+
+    bg->next_id = (uint64_t)bg->dev_id + 1;
+    if (!job)
+        return; /* record_ended was arranged */
+    job->dev_id = bg->dev_id;
+    job->value = bg->size;
+    admin_submit(job, true);
+}
+
+static int
+highest_run(struct metaop *op, struct thin_error *err)
+{
+    struct admin *admin = container_of(op, struct admin, background.op);
+    struct admin_background *bg = &admin->background;
+
+    bg->mapped = false;
+    return metadata_highest_mapped(admin->pool->md, bg->dev_id, &bg->highest, &bg->mapped,
+                                   err);
+}
+
+static void
+highest_done(struct metaop *op, int result, const struct thin_error *err)
+{
+    struct admin *admin = container_of(op, struct admin, background.op);
+    struct admin_background *bg = &admin->background;
+    uint64_t begin = div_up_u64(bg->size, admin->pool->block_size);
 
     if (result < 0) {
         background_skip(admin, "giving back what was beyond a volume's end", result, err);
         return;
     }
-    bg->next_id = (uint64_t)bg->dev_id + 1;
-    job = admin_job_create(admin->pool, &trimmed_kind,
-                           (struct pool_done){record_ended, admin});
-    if (!job)
+    if (!bg->mapped || bg->highest < begin) {
+        trim_ended(admin);
         return;
-    job->dev_id = bg->dev_id;
-    job->value = bg->size;
-    admin_submit(job, true);
+    }
+    memset(&bg->unmap, 0, sizeof(bg->unmap));
+    bg->unmap.done = trim_stepped;
+    bg->unmap.dev_id = bg->dev_id;
+    bg->unmap.begin = begin;
+    bg->unmap.end = bg->highest + 1;
+    unmap_start(admin->pool, &bg->unmap);
+}
+
+static void
+trim_look(struct admin *admin)
+{
+    struct admin_background *bg = &admin->background;
+
+    memset(&bg->op, 0, sizeof(bg->op));
+    bg->op.run = highest_run;
+    bg->op.done = highest_done;
+    bg->op.name = "look beyond the end";
+    bg->op.reads_only = true;
+    metaop_start(admin->pool, &bg->op, false);
 }
 
 static void
@@ -325,11 +379,6 @@ background_next(struct admin *admin)
         metaop_start(pool, &bg->op, false);
     } else {
         bg->size = record->size;
-        memset(&bg->unmap, 0, sizeof(bg->unmap));
-        bg->unmap.done = trim_done;
-        bg->unmap.dev_id = record->dev_id;
-        bg->unmap.begin = div_up_u64(record->size, pool->block_size);
-        bg->unmap.end = VBLOCK_END;
-        unmap_start(pool, &bg->unmap);
+        trim_look(admin);
     }
 }

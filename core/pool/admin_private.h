@@ -98,7 +98,9 @@ struct admin_background {
     uint64_t next_id; /* pending records below were looked at in this round */
     bool again;       /* something came meanwhile: another round */
     uint32_t dev_id;
-    uint64_t size; /* of the one that trims */
+    uint64_t size;    /* of the one that trims... */
+    vblock_t highest; /* ...and where its mappings end */
+    bool mapped;
     bool gone;
     uint32_t buried[POOL_GROUP_MAX]; /* devices that are gone, their records not yet */
     uint32_t nr_buried;
