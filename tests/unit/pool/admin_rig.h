@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/base/log.h"
 #include "core/base/random.h"
 #include "core/pool/admin_private.h"
 #include "tests/lib/device_crash.h"
