@@ -1,3 +1,4 @@
+#define THIN_ERROR_C
 #include "core/base/error.h"
 
 #include <errno.h>
