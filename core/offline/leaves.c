@@ -17,8 +17,8 @@ leaf_list_fini(struct leaf_list *list)
     memset(list, 0, sizeof(*list));
 }
 
-static int
-add_leaf(struct leaf_list *list, const struct leaf_ref *ref)
+int
+leaf_list_add(struct leaf_list *list, const struct leaf_ref *ref)
 {
     if (list->nr == list->room) {
         size_t room = list->room ? list->room * 2 : 64;
@@ -78,12 +78,14 @@ child_ref(const uint8_t *data, uint32_t i, uint64_t last)
 }
 
 static int
-skip_or_fail(const struct tree_shape *tree, int r)
+skip_or_fail(const struct tree_shape *tree, const struct leaf_ref *ref, int r)
 {
     if (!tree->lenient || r == -ENOMEM || r == -THIN_E_CANCELLED || r == -THIN_E_LIMIT)
         return r;
     if (tree->nr_skipped)
         (*tree->nr_skipped)++;
+    if (tree->skipped)
+        tree->skipped(tree->skipped_arg, ref);
     return 0;
 }
 
@@ -110,7 +112,7 @@ list_children(struct lister *l, const struct leaf_ref *ref, const uint8_t *data,
         int r = list_below(l, &child, depth + 1, &leaves);
 
         if (r < 0)
-            r = skip_or_fail(l->tree, r);
+            r = skip_or_fail(l->tree, &child, r);
         if (r < 0)
             return r;
     }
@@ -132,7 +134,7 @@ list_below(struct lister *l, const struct leaf_ref *ref, unsigned depth, bool *l
         return thin_fail(l->err, -THIN_E_LIMIT,
                          "a tree has more nodes than there are metadata blocks");
     if (*leaves)
-        return add_leaf(l->list, ref);
+        return leaf_list_add(l->list, ref);
     data = malloc(METADATA_BLOCK_SIZE);
     if (!data)
         return thin_fail_code(l->err, -ENOMEM, "read node %" PRIu64, ref->block);
@@ -141,7 +143,7 @@ list_below(struct lister *l, const struct leaf_ref *ref, unsigned depth, bool *l
         return r;
     if (node_is_leaf(data)) {
         *leaves = true;
-        return add_leaf(l->list, ref);
+        return leaf_list_add(l->list, ref);
     }
     r = judge_range(ref, data, l->err);
     return r < 0 ? r : list_children(l, ref, data, depth);
@@ -156,7 +158,7 @@ leaves_list(const struct tree_shape *tree, mblock_t root, struct leaf_list *list
     bool leaf = false;
     int r = list_below(&l, &ref, 0, &leaf);
 
-    return r < 0 ? skip_or_fail(tree, r) : 0;
+    return r < 0 ? skip_or_fail(tree, &ref, r) : 0;
 }
 
 /* ---- reading ----------------------------------------------------------------------- */
@@ -281,7 +283,7 @@ leaf_cursor_next(struct leaf_cursor *cur, const struct leaf_ref **ret_ref,
             *ret_data = data;
             return 0;
         }
-        r = skip_or_fail(cur->tree, r);
+        r = skip_or_fail(cur->tree, ref, r);
         if (r < 0)
             return r;
     }

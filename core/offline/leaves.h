@@ -18,6 +18,10 @@ struct leaf_ref {
     uint64_t lo, last; /* what its parents allow */
 };
 
+/* Adds one; -ENOMEM. */
+struct leaf_list;
+int leaf_list_add(struct leaf_list *list, const struct leaf_ref *ref);
+
 struct leaf_list {
     struct leaf_ref *refs;
     size_t nr, room;
@@ -29,6 +33,9 @@ struct tree_shape {
     uint32_t value_size;  /* of its leaves */
     bool lenient;         /* what is damaged is left out; otherwise it is an error */
     uint64_t *nr_skipped; /* lenient: counts nodes left out; may be NULL */
+    /* Lenient: told of each node left out, in order of keys within a call; may be NULL. */
+    void (*skipped)(void *arg, const struct leaf_ref *ref);
+    void *skipped_arg;
 };
 
 /*

@@ -206,6 +206,7 @@ live_ir_device(const struct live_device *dev, struct ir_device *ret)
 
 /* Joins entries to runs across the borders of leaves. */
 struct joiner {
+    const struct live_pool *pool; /* lenient: what mappings must fit; else NULL */
     const struct ir_visitor *visitor;
     void *arg;
     struct ir_run run; /* len 0: none open */
@@ -222,6 +223,13 @@ end_run(struct joiner *j)
     return r;
 }
 
+static bool
+mapping_fits(const struct live_pool *pool, uint64_t value)
+{
+    return mapping_block(value) < pool->sb.data_sm.nr_blocks &&
+           mapping_time(value) <= pool->sb.time;
+}
+
 static int
 mappings_seen(void *arg, const struct leaf_ref *ref, const uint8_t *data)
 {
@@ -235,6 +243,8 @@ mappings_seen(void *arg, const struct leaf_ref *ref, const uint8_t *data)
         uint64_t key = load_le64(keys + 8 * (size_t)i);
         uint64_t value = load_le64(values + 8 * (size_t)i);
 
+        if (j->pool && !mapping_fits(j->pool, value))
+            continue;
         if (j->run.len && key == j->next_key && value == j->next_value) {
             j->run.len++;
         } else {
@@ -251,29 +261,65 @@ mappings_seen(void *arg, const struct leaf_ref *ref, const uint8_t *data)
 }
 
 static int
+compare_refs(const void *pa, const void *pb)
+{
+    const struct leaf_ref *a = pa, *b = pb;
+
+    return (a->lo > b->lo) - (a->lo < b->lo);
+}
+
+/* The leaves below the root, and those below what repair has found beside it. */
+static int
+list_device(const struct tree_shape *tree, const struct live_device *dev,
+            struct leaf_list *list, struct thin_error *err)
+{
+    int r = leaves_list(tree, dev->root, list, err);
+
+    for (size_t i = 0; i < dev->nr_extra && r >= 0; i++)
+        r = leaves_list(tree, dev->extra[i].block, list, err);
+    if (r >= 0 && dev->nr_extra && list->nr)
+        qsort(list->refs, list->nr, sizeof(*list->refs), compare_refs);
+    return r;
+}
+
+int
+live_read_device(struct live_pool *pool, const struct tree_shape *tree,
+                 const struct live_device *dev, const struct ir_visitor *visitor,
+                 void *arg, struct thin_error *err)
+{
+    struct joiner j = {
+        .pool = tree->lenient ? pool : NULL, .visitor = visitor, .arg = arg};
+    struct leaf_list list = {0};
+    int r = list_device(tree, dev, &list, err);
+
+    if (r >= 0)
+        r = leaves_read(tree, &list, mappings_seen, &j, err);
+    if (r >= 0)
+        r = end_run(&j);
+    leaf_list_fini(&list);
+    return r;
+}
+
+static int
 read_device(struct live_pool *pool, const struct live_options *opts,
             const struct live_device *dev, const struct ir_visitor *visitor, void *arg,
             struct thin_error *err)
 {
     struct tree_shape tree = live_mapping_tree(pool, opts->lenient);
-    struct joiner j = {.visitor = visitor, .arg = arg};
     struct ir_device ir;
     int r;
 
     live_ir_device(dev, &ir);
     r = visitor->device_begin(arg, &ir);
-    if (r >= 0 && !opts->skip_mappings) {
-        r = leaves_each(&tree, dev->root, mappings_seen, &j, err);
-        if (r >= 0)
-            r = end_run(&j);
-    }
+    if (r >= 0 && !opts->skip_mappings)
+        r = live_read_device(pool, &tree, dev, visitor, arg, err);
     if (r < 0)
         return thin_wrap(err, r, "device %" PRIu64, dev->dev_id);
     return visitor->device_end(arg);
 }
 
-static int
-read_pool(struct live_pool *pool, const struct live_options *opts,
+int
+live_feed(struct live_pool *pool, const struct live_options *opts,
           const struct ir_visitor *visitor, void *arg, struct thin_error *err)
 {
     struct ir_superblock ir;
@@ -304,7 +350,7 @@ live_read(struct meta_source *src, const struct live_options *opts,
 
     if (r < 0)
         return r;
-    r = read_pool(&pool, opts, visitor, arg, err);
+    r = live_feed(&pool, opts, visitor, arg, err);
     if (r < 0 && err && err->text[0] == '\0')
         r = thin_fail_code(err, r, "read the metadata");
     live_close(&pool);

@@ -28,6 +28,12 @@ struct live_device {
     mblock_t root;
     struct device_details details;
     bool have_details;
+    /* Repair only: where the root is from, how sure that is, what it was before, and
+       subtrees that have lost their way from it (owned by the plan). */
+    unsigned origin, rank;
+    mblock_t lost_root;
+    struct leaf_ref *extra;
+    size_t nr_extra;
 };
 
 /* A pool's superblock and devices, sorted by id. */
@@ -55,6 +61,18 @@ struct tree_shape live_mapping_tree(struct live_pool *pool, bool lenient);
 
 void live_ir_superblock(const struct live_pool *pool, struct ir_superblock *ret);
 void live_ir_device(const struct live_device *dev, struct ir_device *ret);
+
+/*
+ * One device, `runs` for its mappings in order. Lenient: damaged nodes and mappings that
+ * no pool can have (beyond the data device, of the future) are left out.
+ */
+int live_read_device(struct live_pool *pool, const struct tree_shape *tree,
+                     const struct live_device *dev, const struct ir_visitor *visitor,
+                     void *arg, struct thin_error *err);
+
+/* An open pool to `visitor`. */
+int live_feed(struct live_pool *pool, const struct live_options *opts,
+              const struct ir_visitor *visitor, void *arg, struct thin_error *err);
 
 /* Everything, to `visitor`. */
 int live_read(struct meta_source *src, const struct live_options *opts,

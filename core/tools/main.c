@@ -91,6 +91,37 @@ const struct tool tools[] = {
      .synopsis = "--region A..B... {device|file}",
      .summary = "who maps these data blocks",
      .usage = "      --region A..B              blocks A to B - 1; may repeat\n"},
+    {.verb = "repair",
+     .official = "thin_repair",
+     .run = tool_repair,
+     .synopsis = "[options] -i {device|file} -o {device|file}",
+     .summary = "make good metadata from what is left of damaged",
+     .usage = "  -i, --input FILE               only read\n"
+              "  -o, --output FILE              a device or an existing file\n"
+              "      --dry-run                  only say what would be kept and lost\n"
+              "      --transaction-id N         needed when the superblock is lost\n"
+              "      --data-block-size N        sectors\n"
+              "      --nr-data-blocks N\n"},
+    {.verb = "trim",
+     .official = "thin_trim",
+     .run = tool_trim,
+     .synopsis = "--metadata-dev {device|file} --data-dev {device|file}",
+     .summary = "discard the free space of the data device",
+     .usage = ""},
+    {.verb = "pack",
+     .official = "thin_metadata_pack",
+     .run = tool_pack,
+     .synopsis = "-i {device|file} -o FILE",
+     .summary = "metadata to a small file, to send to somebody",
+     .usage = "  -i, --input FILE\n"
+              "  -o, --output FILE\n"},
+    {.verb = "unpack",
+     .official = "thin_metadata_unpack",
+     .run = tool_unpack,
+     .synopsis = "-i FILE -o {device|file}",
+     .summary = "the other way",
+     .usage = "  -i, --input FILE\n"
+              "  -o, --output FILE              made if missing\n"},
     {0},
 };
 

@@ -30,6 +30,10 @@ extern const struct tool tools[];
 
 int tool_check(const struct tool *tool, int argc, char **argv);
 int tool_dump(const struct tool *tool, int argc, char **argv);
+int tool_pack(const struct tool *tool, int argc, char **argv);
+int tool_unpack(const struct tool *tool, int argc, char **argv);
+int tool_repair(const struct tool *tool, int argc, char **argv);
+int tool_trim(const struct tool *tool, int argc, char **argv);
 int tool_delta(const struct tool *tool, int argc, char **argv);
 int tool_ls(const struct tool *tool, int argc, char **argv);
 int tool_rmap(const struct tool *tool, int argc, char **argv);

@@ -1,0 +1,326 @@
+#include "core/offline/scan.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/base/checked.h"
+#include "core/base/cleanup.h"
+#include "core/ondisk/bitmap.h"
+#include "core/ondisk/details.h"
+#include "core/ondisk/node.h"
+#include "core/ondisk/superblock.h"
+
+#define DEPTH_MAX  12u
+#define BATCH      SOURCE_PIECE_BLOCKS
+#define TOTAL_BUSY (UINT64_MAX - 1)
+
+static void
+note_node(struct scan_block *s, const uint8_t *data)
+{
+    bool details = node_value_size(data) == VALUE_SIZE_DETAILS;
+    uint32_t nr = node_nr_entries(data);
+
+    if (node_judge(data, details ? VALUE_SIZE_DETAILS : VALUE_SIZE_MAPPING, NULL) < 0)
+        return;
+    s->kind = !node_is_leaf(data) ? SCAN_INTERNAL : details ? SCAN_DETAILS : SCAN_LEAF;
+    s->nr = (uint16_t)nr;
+    if (nr) {
+        s->first = node_key(data, 0);
+        s->last = node_key(data, nr - 1);
+    }
+    if (s->kind == SCAN_LEAF)
+        s->total = nr;
+}
+
+struct pass {
+    struct scan *scan;
+    mblock_t begin;
+};
+
+static int
+node_seen(void *arg, size_t index, const uint8_t *data, int code)
+{
+    struct pass *p = arg;
+    mblock_t b = p->begin + index;
+    struct scan_block *s = &p->scan->blocks[b];
+    enum block_kind kind;
+
+    (void)code;
+    s->total = SCAN_UNKNOWN;
+    /* Blocks that were never used are most of them: a look saves the checksum. */
+    if (!data || (load_le64(data) == 0 && load_le64(data + 8) == 0))
+        return 0;
+    if (superblock_is_thin(data) && block_guess_kind(data, &kind) &&
+        kind == BLOCK_SUPERBLOCK)
+        s->kind = SCAN_SUPERBLOCK;
+    else if (block_check(BLOCK_NODE, data, b, NULL) == 0)
+        note_node(s, data);
+    else if (p->scan->nr_indexes < SCAN_INDEXES_MAX &&
+             block_check(BLOCK_INDEX, data, b, NULL) == 0)
+        p->scan->indexes[p->scan->nr_indexes++] = b;
+    return 0;
+}
+
+static int
+read_all(struct scan *scan)
+{
+    mblock_t blocks[BATCH];
+    int r = 0;
+
+    for (mblock_t b = 0; b < scan->nr_blocks && r >= 0; b += BATCH) {
+        struct pass p = {scan, b};
+        size_t n = 0;
+
+        while (n < BATCH && b + n < scan->nr_blocks) {
+            blocks[n] = b + n;
+            n++;
+        }
+        r = source_tick(scan->src, "metadata blocks scanned", b, scan->nr_blocks);
+        if (r >= 0)
+            r = source_read_many(scan->src, blocks, n, node_seen, &p);
+    }
+    return r;
+}
+
+/* ---- who points to whom --------------------------------------------------------------- */
+
+/* A leaf whose values all name nodes is one of the top level, or looks just like it. */
+static bool
+looks_like_top(const struct scan *scan, const uint8_t *data)
+{
+    uint32_t nr = node_nr_entries(data);
+
+    if (!nr || node_key(data, nr - 1) > DEV_ID_MAX)
+        return false;
+    for (uint32_t i = 0; i < nr; i++) {
+        uint64_t v = node_value64(data, i);
+
+        if (v == 0 || v >= scan->nr_blocks)
+            return false;
+    }
+    /* Some of the roots may be what is damaged, but not all. */
+    for (uint32_t i = 0; i < nr; i++) {
+        uint8_t kind = scan->blocks[node_value64(data, i)].kind;
+
+        if (kind == SCAN_INTERNAL || kind == SCAN_LEAF)
+            return true;
+    }
+    return false;
+}
+
+static int
+pointers_seen(void *arg, size_t index, const uint8_t *data, int code)
+{
+    struct pass *p = arg;
+    struct scan *scan = p->scan;
+    struct scan_block *s = &scan->blocks[p->begin + index];
+
+    (void)code;
+    if (!data)
+        return 0;
+    if (s->kind == SCAN_LEAF && s->last <= DEV_ID_MAX && looks_like_top(scan, data))
+        s->flags |= SCAN_TOP;
+    if (s->kind != SCAN_INTERNAL && !(s->flags & SCAN_TOP))
+        return 0;
+    /* What is not in use any more does not count as a parent. */
+    if (scan->counts_known && !(s->flags & SCAN_LIVE))
+        return 0;
+    for (uint32_t i = 0; i < s->nr; i++) {
+        uint64_t v = node_value64(data, i);
+
+        if (v < scan->nr_blocks)
+            scan->blocks[v].flags |= SCAN_REFERENCED;
+    }
+    return 0;
+}
+
+static int
+read_pointers(struct scan *scan)
+{
+    int r = 0;
+
+    for (mblock_t b = 0; b < scan->nr_blocks && r >= 0; b++) {
+        struct pass p = {scan, b};
+        const struct scan_block *s = &scan->blocks[b];
+
+        if (s->kind == SCAN_INTERNAL || (s->kind == SCAN_LEAF && s->nr))
+            r = source_read_many(scan->src, &b, 1, pointers_seen, &p);
+    }
+    return r;
+}
+
+/* ---- what is in use -------------------------------------------------------------------- */
+
+/* Sets SCAN_LIVE by one index block; *ret_good if all of its bitmaps could be read. */
+static int
+read_counts(struct scan *scan, mblock_t index_block, bool *ret_good)
+{
+    AUTO_FREE uint8_t *index = malloc(METADATA_BLOCK_SIZE);
+    AUTO_FREE uint8_t *bitmap = malloc(METADATA_BLOCK_SIZE);
+
+    *ret_good = false;
+    if (!index || !bitmap)
+        return -ENOMEM;
+    for (mblock_t b = 0; b < scan->nr_blocks; b++)
+        scan->blocks[b].flags &= (uint8_t)~SCAN_LIVE;
+    if (!index_block || source_read(scan->src, index_block, index, NULL) < 0 ||
+        block_check(BLOCK_INDEX, index, index_block, NULL) < 0)
+        return 0;
+    for (mblock_t b = 0; b < scan->nr_blocks; b++) {
+        uint32_t k = (uint32_t)(b / BITMAP_ENTRIES);
+        struct index_entry e;
+
+        if (k >= INDEX_BLOCK_ENTRIES)
+            break;
+        if (b % BITMAP_ENTRIES == 0) {
+            index_entry_decode(&e, index_block_entry_ro(index, k));
+            /* The device may be larger than the map: the rest was never used. */
+            if (e.blocknr == 0 && k > 0)
+                break;
+            if (source_read(scan->src, e.blocknr, bitmap, NULL) < 0 ||
+                block_check(BLOCK_BITMAP, bitmap, e.blocknr, NULL) < 0)
+                return 0;
+        }
+        if (bitmap_get(bitmap, (uint32_t)(b % BITMAP_ENTRIES)))
+            scan->blocks[b].flags |= SCAN_LIVE;
+    }
+    *ret_good = scan->blocks[index_block].flags & SCAN_LIVE;
+    return 0;
+}
+
+struct index_score {
+    uint64_t time, trans_id;
+    int64_t nodes; /* live blocks that are nodes, less those that are nothing known */
+};
+
+static bool
+is_better(const struct index_score *a, const struct index_score *b)
+{
+    if (a->time != b->time)
+        return a->time > b->time;
+    return a->trans_id != b->trans_id ? a->trans_id > b->trans_id : a->nodes > b->nodes;
+}
+
+static void
+score_details(struct scan *scan, mblock_t b, uint8_t *data, struct index_score *score)
+{
+    if (source_read(scan->src, b, data, NULL) < 0 ||
+        block_check(BLOCK_NODE, data, b, NULL) < 0 ||
+        node_judge(data, VALUE_SIZE_DETAILS, NULL) < 0)
+        return;
+    for (uint32_t i = 0, nr = node_nr_entries(data); i < nr; i++) {
+        struct device_details d;
+
+        device_details_decode(&d, node_value(data, i));
+        score->time = max_u64(score->time, d.snapshotted_time);
+        score->trans_id = max_u64(score->trans_id, d.transaction_id);
+    }
+}
+
+static int
+score_index(struct scan *scan, struct index_score *score)
+{
+    AUTO_FREE uint8_t *data = malloc(METADATA_BLOCK_SIZE);
+
+    if (!data)
+        return -ENOMEM;
+    memset(score, 0, sizeof(*score));
+    for (mblock_t b = 0; b < scan->nr_blocks; b++) {
+        const struct scan_block *s = &scan->blocks[b];
+
+        if (!(s->flags & SCAN_LIVE))
+            continue;
+        score->nodes += s->kind == SCAN_NOTHING ? -1 : 1;
+        if (s->kind == SCAN_DETAILS)
+            score_details(scan, b, data, score);
+    }
+    return 0;
+}
+
+static int
+choose_counts(struct scan *scan, mblock_t named)
+{
+    struct index_score best = {0};
+    mblock_t chosen = 0;
+    int r = read_counts(scan, named, &scan->counts_known);
+
+    if (r < 0 || scan->counts_known)
+        return r;
+    for (unsigned i = 0; i < scan->nr_indexes; i++) {
+        struct index_score score;
+        bool good;
+
+        r = read_counts(scan, scan->indexes[i], &good);
+        if (r >= 0 && good)
+            r = score_index(scan, &score);
+        if (r < 0)
+            return r;
+        if (good && (!chosen || is_better(&score, &best))) {
+            chosen = scan->indexes[i];
+            best = score;
+        }
+    }
+    return read_counts(scan, chosen, &scan->counts_known);
+}
+
+int
+scan_run(struct scan *scan, struct meta_source *src, mblock_t nr_blocks,
+         mblock_t index_block)
+{
+    int r;
+
+    memset(scan, 0, sizeof(*scan));
+    scan->src = src;
+    scan->nr_blocks = nr_blocks;
+    scan->blocks = calloc(nr_blocks + 1, sizeof(*scan->blocks));
+    if (!scan->blocks)
+        return -ENOMEM;
+    r = read_all(scan);
+    if (r >= 0)
+        r = choose_counts(scan, index_block);
+    return r < 0 ? r : read_pointers(scan);
+}
+
+void
+scan_fini(struct scan *scan)
+{
+    free(scan->blocks);
+    memset(scan, 0, sizeof(*scan));
+}
+
+/* ---- totals ------------------------------------------------------------------------------- */
+
+static uint64_t
+total_below(struct scan *scan, mblock_t b, unsigned depth)
+{
+    AUTO_FREE uint8_t *data = NULL;
+    struct scan_block *s;
+    uint64_t total = 0;
+
+    if (b >= scan->nr_blocks || depth > DEPTH_MAX)
+        return 0;
+    s = &scan->blocks[b];
+    if (s->kind != SCAN_INTERNAL)
+        return s->kind == SCAN_LEAF ? s->total : 0;
+    if (s->total == TOTAL_BUSY)
+        return 0; /* a cycle */
+    if (s->total != SCAN_UNKNOWN)
+        return s->total;
+    data = malloc(METADATA_BLOCK_SIZE);
+    if (!data || source_read(scan->src, b, data, NULL) < 0 ||
+        block_check(BLOCK_NODE, data, b, NULL) < 0 ||
+        node_judge(data, VALUE_SIZE_MAPPING, NULL) < 0)
+        return 0;
+    s->total = TOTAL_BUSY;
+    for (uint32_t i = 0, nr = node_nr_entries(data); i < nr; i++)
+        total += total_below(scan, node_value64(data, i), depth + 1);
+    s->total = total;
+    return total;
+}
+
+uint64_t
+scan_total(struct scan *scan, mblock_t b)
+{
+    return total_below(scan, b, 0);
+}

@@ -1,0 +1,131 @@
+/* thinmeta pack and unpack. */
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "core/base/cleanup.h"
+#include "core/offline/pack.h"
+#include "core/tools/tool.h"
+
+static int
+write_fd(void *arg, const void *bytes, size_t len)
+{
+    return tool_output_write(arg, bytes, len);
+}
+
+static long
+read_fd(void *arg, void *buf, size_t room)
+{
+    const int *fd = arg;
+    ssize_t n;
+
+    do
+        n = read(*fd, buf, room);
+    while (n < 0 && errno == EINTR);
+    return n < 0 ? -errno : (long)n;
+}
+
+static int
+pack(const char *input, const char *output, struct thin_error *err)
+{
+    struct meta_source *src = NULL;
+    struct tool_output out = {.fd = -1};
+    uint64_t nr;
+    int r = tool_open(input, SOURCE_READ, &src, err);
+
+    if (r >= 0)
+        r = tool_output_open(&out, output, err);
+    if (r >= 0)
+        r = pack_device(src, write_fd, &out, &nr, err);
+    if (r >= 0)
+        r = tool_output_close(&out, err);
+    source_close(src);
+    tool_progress_end();
+    return r < 0 ? thin_wrap(err, r, "pack %s", input) : 0;
+}
+
+/* A missing output becomes a file of the right size. */
+static int
+make_output(const char *input, const char *output, struct thin_error *err)
+{
+    uint8_t header[PACK_HEADER_BYTES];
+    AUTO_FD int fd = open(input, O_RDONLY | O_CLOEXEC);
+    AUTO_FD int made = -1;
+    uint64_t nr_blocks;
+    int r;
+
+    if (fd < 0)
+        return thin_fail_code(err, -errno, "open %s", input);
+    if (read(fd, header, sizeof(header)) != (ssize_t)sizeof(header))
+        return thin_fail(err, -THIN_E_INVALID, "%s is no packed metadata", input);
+    r = pack_judge_header(header, &nr_blocks, err);
+    if (r < 0 || access(output, F_OK) == 0)
+        return r;
+    made = open(output, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+    if (made < 0 || ftruncate(made, (off_t)(nr_blocks * METADATA_BLOCK_SIZE)) < 0)
+        return thin_fail_code(err, -errno, "create %s", output);
+    return 0;
+}
+
+static int
+unpack(const char *input, const char *output, struct thin_error *err)
+{
+    struct meta_source *dst = NULL;
+    AUTO_FD int fd = -1;
+    int r = make_output(input, output, err);
+
+    if (r < 0)
+        return r;
+    fd = open(input, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return thin_fail_code(err, -errno, "open %s", input);
+    r = tool_open(output, SOURCE_WRITE, &dst, err);
+    if (r >= 0)
+        r = unpack_device(read_fd, &fd, dst, err);
+    source_close(dst);
+    tool_progress_end();
+    return r < 0 ? thin_wrap(err, r, "unpack %s", input) : 0;
+}
+
+static int
+run(const struct tool *tool, int argc, char **argv,
+    int (*work)(const char *, const char *, struct thin_error *))
+{
+    static const struct option longopts[] = {
+        {"input", required_argument, NULL, 'i'},
+        {"output", required_argument, NULL, 'o'},
+        TOOL_LONG_COMMON,
+    };
+    const char *input = NULL, *output = NULL;
+    struct thin_error err;
+    int opt, exit_code, r;
+
+    while ((opt = getopt_long(argc, argv, "hVi:o:", longopts, NULL)) != -1) {
+        if (tool_common_option(tool, opt, &exit_code))
+            return exit_code;
+        *(opt == 'i' ? &input : &output) = optarg;
+    }
+    if (optind != argc)
+        return tool_misused(tool, "unexpected argument '%s'", argv[optind]);
+    if (!input)
+        return tool_misused(tool, "No input file provided.");
+    if (!output)
+        return tool_misused(tool, "No output file provided.");
+    thin_error_init(&err);
+    r = work(input, output, &err);
+    return r < 0 ? tool_fail(tool, r, &err) : 0;
+}
+
+int
+tool_pack(const struct tool *tool, int argc, char **argv)
+{
+    return run(tool, argc, argv, pack);
+}
+
+int
+tool_unpack(const struct tool *tool, int argc, char **argv)
+{
+    return run(tool, argc, argv, unpack);
+}
