@@ -35,7 +35,8 @@ parse_port(const char *text, uint16_t *ret)
     return true;
 }
 
-/* What DNS and inet_pton may hold; keeps blanks, slashes and control bytes out of logs. */
+/* What DNS and inet_pton may hold; keeps blanks, slashes and control bytes out of logs.
+    */
 static bool
 host_is_sane(const char *host)
 {

@@ -48,7 +48,8 @@ channel_plain_create(int fd, struct channel **ret)
     return 0;
 }
 
-/* What the server's certificate must hold: an address where one was dialled, else a name. */
+/* What the server's certificate must hold: an address where one was dialled, else a
+   name. */
 static int
 expect_peer(SSL *ssl, const char *peer_name, struct thin_error *err)
 {
@@ -172,7 +173,8 @@ failed_before(const struct channel *channel, struct thin_error *err)
     return channel->failed;
 }
 
-/* The outcome of a TLS call that did not get on: -EAGAIN with wants, 0 at the end, or final. */
+/* The outcome of a TLS call that did not get on: -EAGAIN with wants, 0 at the end, or
+   final. */
 static int
 tls_outcome(struct channel *channel, int ret, const char *what, unsigned *wants)
 {

@@ -43,7 +43,8 @@ int channel_plain_create(int fd, struct channel **ret);
  */
 int channel_tls_start(struct channel_tls *tls, int fd, const char *peer_name,
                       struct channel **ret, struct thin_error *err);
-/* Closes the descriptor (with a TLS close notify, if it goes out at once). NULL is fine. */
+/* Closes the descriptor (with a TLS close notify, if it goes out at once). NULL is
+   fine. */
 void channel_destroy(struct channel *channel);
 
 int channel_fd(const struct channel *channel);

@@ -252,7 +252,8 @@ has_aes(void)
 #endif
 }
 
-/* The file's name and the reason. Where the file cannot even be read, that is the reason. */
+/* The file's name and the reason. Where the file cannot even be read, that is the
+   reason. */
 static int
 file_fail(struct thin_error *err, const char *what, const char *path)
 {

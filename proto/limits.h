@@ -6,7 +6,7 @@
 #define PROTO_VERSION_MAX 1u
 
 #define PROTO_MESSAGE_MAX             (256u << 10) /* bytes of one protobuf message */
-#define PROTO_DATA_MESSAGE_MAX        512u /* bytes of a read or write request's message */
+#define PROTO_DATA_MESSAGE_MAX        512u /* bytes of a request's message with payload */
 #define PROTO_PAYLOAD_MAX             (32u << 20) /* bytes beside one message */
 #define PROTO_SLOTS_DEFAULT           256u        /* requests in flight in a session */
 #define PROTO_SLOTS_MAX               1024u

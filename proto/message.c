@@ -86,7 +86,8 @@ skip(struct cursor *c, uint64_t len)
     return true;
 }
 
-/* Well-formed UTF-8 (no overlong forms, no surrogates, nothing above U+10FFFF), no NUL. */
+/* Well-formed UTF-8 (no overlong forms, no surrogates, nothing above U+10FFFF), no NUL.
+    */
 static bool
 text_is_clean(const uint8_t *p, const uint8_t *end)
 {

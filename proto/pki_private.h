@@ -12,7 +12,8 @@ struct pki_ca {
     EVP_PKEY *key;
 };
 
-/* All: -THIN_E_TLS with OpenSSL's words, or what is said. The caller frees what it gets. */
+/* All: -THIN_E_TLS with OpenSSL's words, or what is said. The caller frees what it
+   gets. */
 
 int pki_make_ca(struct pki_ca *ret, struct thin_error *err);
 void pki_ca_fini(struct pki_ca *ca);

@@ -74,7 +74,8 @@ int socket_resolve(const struct socket_address *address, bool passive,
  */
 int socket_connect_start(const struct socket_target *target, int *ret_fd,
                          struct thin_error *err);
-/* 0: connected. -EINPROGRESS: not yet. Others: why not; the caller closes the descriptor. */
+/* 0: connected. -EINPROGRESS: not yet. Others: why not; the caller closes the
+   descriptor. */
 int socket_connect_finish(int fd, struct thin_error *err);
 
 /* Waits, at most `timeout_ms`, trying one target after another. For tools and tests. */
@@ -109,13 +110,15 @@ int socket_accept(int listen_fd, int *ret_fd);
 /* Sets what this file promises on a descriptor from elsewhere (socket activation). */
 int socket_prepare(int fd);
 
-/* The own or the other end's address: "unix:PATH", "tcp:127.0.0.1:80", "unix:pid=7,uid=0". */
+/* The own or the other end's address: "unix:PATH", "tcp:127.0.0.1:80",
+   "unix:pid=7,uid=0". */
 const char *socket_local_text(int fd, char *buf, size_t buf_bytes);
 const char *socket_peer_text(int fd, char *buf, size_t buf_bytes);
 /* The bound TCP port, or 0. */
 uint16_t socket_local_port(int fd);
 
-/* Who connected to a unix socket, as of its connect(2). -errno; -THIN_E_INVALID on TCP. */
+/* Who connected to a unix socket, as of its connect(2). -errno; -THIN_E_INVALID on TCP.
+    */
 struct socket_credentials {
     pid_t pid;
     uid_t uid;

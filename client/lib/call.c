@@ -65,7 +65,7 @@ client_call_start(struct thin_client *client, const Thin__Request *request,
     return 0;
 }
 
-/* ---- waiting ------------------------------------------------------------------------- */
+/* ---- waiting ----------------------------------------------------------------------- */
 
 int
 client_run_wait(struct thin_client *client, int timeout_ms, struct thin_error *err)

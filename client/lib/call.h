@@ -18,7 +18,9 @@
  * once, or for long answers several times (`more` set on all but the last); reply and
  * payload live during the callback only. Anything negative that it returns ends the
  * call with that code: further replies are dropped and a long job is told to stop. It
- * may be NULL where only success matters. 0, or the server's code with its words in `err`; -THIN_E_DISCONNECTED when the
+ * may be NULL where only success matters.
+ *
+ * 0, or the server's code with its words in `err`; -THIN_E_DISCONNECTED when the
  * connection broke after a part of the answer; -THIN_E_UNKNOWN_OUTCOME when the server
  * was restarted before it answered something that changes the pool. Connects by itself
  * if thin_client_connect was not called before.

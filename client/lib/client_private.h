@@ -36,7 +36,7 @@
 
 #define CLIENT_IOV_INLINE     8u
 #define CLIENT_HEADER_BYTES   160u /* prefix and message of a data request */
-#define CLIENT_HEAD_ROOM      48u /* before a body encoded early: slot and number go there */
+#define CLIENT_HEAD_ROOM      48u  /* before an early body: slot and number */
 #define CLIENT_RECEIVE_BYTES  (64u << 10)
 #define CLIENT_ARENA_BYTES    (16u << 10) /* for a reply; a larger one gets its own */
 #define CLIENT_ARENA_FACTOR   40u         /* decoded bytes for each of the message */
@@ -122,7 +122,8 @@ struct client_request {
     } cb;
     int (*on_reply)(void *arg, const Thin__Reply *reply, const void *payload,
                     size_t payload_bytes);
-    /* Of a flush: nr_unnumbered and highest_change of the volume when it was submitted. */
+    /* Of a flush: nr_unnumbered and highest_change of the volume when it was submitted.
+        */
     uint64_t covers_unnumbered, covers_change;
     int result;
     char *words; /* of a failure, from the server; may be NULL */
@@ -251,7 +252,7 @@ struct thin_client {
     uint8_t *arena_memory;
 };
 
-/* ---- handle.c ------------------------------------------------------------------------ */
+/* ---- handle.c ---------------------------------------------------------------------- */
 
 uint64_t client_now_ns(const struct thin_client *client);
 /* Sets the timer for what is due next; at the end of every public call. */
@@ -263,7 +264,7 @@ void client_tell_event(struct thin_client *client, enum thin_client_event_kind k
 /* Makes the callbacks of all that is done. */
 void client_deliver(struct thin_client *client);
 
-/* ---- state.c ------------------------------------------------------------------------- */
+/* ---- state.c ----------------------------------------------------------------------- */
 
 /* Begins an attempt to connect. Its failure shows as a state. */
 void client_attempt(struct thin_client *client);
@@ -278,15 +279,16 @@ void client_timers(struct thin_client *client, uint64_t now_ns);
 uint64_t client_deadline_ns(const struct thin_client *client);
 void client_close_connection(struct thin_client *client);
 
-/* ---- wire.c -------------------------------------------------------------------------- */
+/* ---- wire.c ------------------------------------------------------------------------ */
 
-/* Sends what is in `sending` as far as it goes. 0, or final with words in client->error. */
+/* Sends what is in `sending` as far as it goes. 0, or final with words in
+   client->error. */
 int client_send(struct thin_client *client);
 /* Receives and handles what is there. 0, or final with words in client->error. */
 int client_receive(struct thin_client *client);
 void client_incoming_reset(struct thin_client *client);
 
-/* ---- request.c ----------------------------------------------------------------------- */
+/* ---- request.c --------------------------------------------------------------------- */
 
 /* NULL: no memory, or `*ret_code` -THIN_E_LIMIT: too many outstanding. Counts. */
 struct client_request *request_new(struct thin_client *client, enum client_op op,
@@ -322,7 +324,7 @@ void client_requests_fail_list(struct client_requests *list,
                                const struct thin_client_volume *volume, int code);
 void request_make_callback(struct client_request *request);
 
-/* ---- volume.c ------------------------------------------------------------------------ */
+/* ---- volume.c ---------------------------------------------------------------------- */
 
 /* A request of a volume has its outcome. */
 void volume_request_done(struct client_request *request);

@@ -12,7 +12,7 @@
 
 #define DEFAULT_SERVER "unix:/run/thinsrv/thinsrv.sock"
 
-/* ---- words --------------------------------------------------------------------------- */
+/* ---- words ------------------------------------------------------------------------- */
 
 const char *
 thin_client_strerror(int code)
@@ -38,7 +38,7 @@ thin_client_error(const struct thin_client *client)
     return thin_error_text(&client->error, client->error.code);
 }
 
-/* ---- life ---------------------------------------------------------------------------- */
+/* ---- life -------------------------------------------------------------------------- */
 
 static int
 watch_timer(struct thin_client *client)
@@ -150,7 +150,7 @@ thin_client_destroy(struct thin_client *client)
     free(client);
 }
 
-/* ---- settings ------------------------------------------------------------------------ */
+/* ---- settings ---------------------------------------------------------------------- */
 
 int
 thin_client_set_server(struct thin_client *client, const char *address)
@@ -251,7 +251,7 @@ client_tell_event(struct thin_client *client, enum thin_client_event_kind kind,
         client->on_event(client->event_arg, &event);
 }
 
-/* ---- the loop's side ----------------------------------------------------------------- */
+/* ---- the loop's side --------------------------------------------------------------- */
 
 uint64_t
 client_now_ns(const struct thin_client *client)
@@ -296,7 +296,8 @@ thin_client_events(const struct thin_client *client)
     return THIN_CLIENT_READ;
 }
 
-/* When ready() is to be called even if no socket is ready; 0: at once; UINT64_MAX: never. */
+/* When ready() is to be called even if no socket is ready; 0: at once; UINT64_MAX:
+   never. */
 static uint64_t
 next_ns(const struct thin_client *client)
 {

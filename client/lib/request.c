@@ -8,7 +8,7 @@
 #include "core/base/checked.h"
 #include "core/base/crc32c.h"
 
-/* ---- life ---------------------------------------------------------------------------- */
+/* ---- life -------------------------------------------------------------------------- */
 
 struct client_request *
 request_new(struct thin_client *client, enum client_op op, int *ret_code)
@@ -94,7 +94,7 @@ request_set_body(struct client_request *request, const Thin__Request *message)
     return 0;
 }
 
-/* ---- encoding ------------------------------------------------------------------------ */
+/* ---- encoding ---------------------------------------------------------------------- */
 
 static size_t
 put_varint(uint8_t *p, uint64_t v)
@@ -285,7 +285,7 @@ encode(struct client_request *request)
     return r;
 }
 
-/* ---- the way out --------------------------------------------------------------------- */
+/* ---- the way out ------------------------------------------------------------------- */
 
 static uint64_t
 credit_bytes(const struct client_request *request)
@@ -441,7 +441,7 @@ client_send_control(struct thin_client *client, Thin__Request *request)
     return 0;
 }
 
-/* ---- the outcome --------------------------------------------------------------------- */
+/* ---- the outcome ------------------------------------------------------------------- */
 
 static void
 set_words(struct client_request *request, const char *words)
@@ -522,7 +522,7 @@ request_make_callback(struct client_request *request)
     request_free(request);
 }
 
-/* ---- when connections end ------------------------------------------------------------ */
+/* ---- when connections end ---------------------------------------------------------- */
 
 void
 client_requests_lost(struct thin_client *client)

@@ -43,7 +43,7 @@ client_close_connection(struct thin_client *client)
     client->ping_ns = 0;
 }
 
-/* ---- failing and coming back --------------------------------------------------------- */
+/* ---- failing and coming back ------------------------------------------------------- */
 
 /* A little off each time, so that a thousand clients do not come back in one instant. */
 static uint64_t
@@ -113,7 +113,7 @@ client_lost(struct thin_client *client, int code)
                       thin_error_text(&client->error, code));
 }
 
-/* ---- hello --------------------------------------------------------------------------- */
+/* ---- hello ------------------------------------------------------------------------- */
 
 static int
 say_hello(struct thin_client *client)
@@ -250,7 +250,7 @@ client_control_reply(struct thin_client *client, const Thin__Reply *reply)
     return 0;
 }
 
-/* ---- the way to hello ---------------------------------------------------------------- */
+/* ---- the way to hello -------------------------------------------------------------- */
 
 void
 client_attempt(struct thin_client *client)
@@ -362,7 +362,7 @@ thin_client_server_version(const struct thin_client *client)
     return client->server_version;
 }
 
-/* ---- time ---------------------------------------------------------------------------- */
+/* ---- time -------------------------------------------------------------------------- */
 
 static uint64_t
 keepalive_due_ns(const struct thin_client *client)

@@ -82,18 +82,20 @@ THIN_CLIENT_API int thin_client_errno(int code);
 /* The library's version, "0.1.0". Static. */
 THIN_CLIENT_API const char *thin_client_version(void);
 
-/* ---- life ---------------------------------------------------------------------------- */
+/* ---- life -------------------------------------------------------------------------- */
 
 /* NULL: out of memory or descriptors (errno tells). Connects to nothing. */
 THIN_CLIENT_API struct thin_client *thin_client_create(void);
 /*
  * Ends everything: what is outstanding gets -CANCELLED by its callback, volumes that are
  * open are given back to the server if that needs no waiting (else its lease ends
- * them), their handles are dead. For an orderly end close the volumes first. NULL is fine.
+ * them), their handles are dead. For an orderly end close the volumes first. NULL is
+ * fine.
  */
 THIN_CLIENT_API void thin_client_destroy(struct thin_client *client);
 
-/* Words of the last failed call or connection of this client; valid until the next call. */
+/* Words of the last failed call or connection of this client; valid until the next
+   call. */
 THIN_CLIENT_API const char *thin_client_error(const struct thin_client *client);
 
 /* Settings: before thin_client_connect. 0, -ENOMEM or -INVALID with words. */
@@ -144,7 +146,7 @@ THIN_CLIENT_API void thin_client_set_event_callback(
     struct thin_client *client,
     void (*on_event)(void *arg, const struct thin_client_event *event), void *arg);
 
-/* ---- the loop's side ----------------------------------------------------------------- */
+/* ---- the loop's side --------------------------------------------------------------- */
 
 #define THIN_CLIENT_READ  1u
 #define THIN_CLIENT_WRITE 2u
@@ -164,7 +166,7 @@ THIN_CLIENT_API void thin_client_ready(struct thin_client *client);
 THIN_CLIENT_API void thin_client_cork(struct thin_client *client);
 THIN_CLIENT_API void thin_client_uncork(struct thin_client *client);
 
-/* ---- connecting ---------------------------------------------------------------------- */
+/* ---- connecting -------------------------------------------------------------------- */
 
 /*
  * Starts. `done`: 0 once connected, or why the first attempt failed (with
@@ -178,7 +180,7 @@ THIN_CLIENT_API bool thin_client_is_connected(const struct thin_client *client);
 /* "thinsrv 0.1.0" or the like; "" before the first connection. Until the next call. */
 THIN_CLIENT_API const char *thin_client_server_version(const struct thin_client *client);
 
-/* ---- volumes ------------------------------------------------------------------------- */
+/* ---- volumes ----------------------------------------------------------------------- */
 
 #define THIN_CLIENT_OPEN_READ_ONLY 1u
 #define THIN_CLIENT_OPEN_SHARED    2u /* read-write beside others who also ask for it */
@@ -214,7 +216,7 @@ thin_client_volume_max_request(const struct thin_client_volume *volume);
 /* 0, or why every request to the volume fails: -STALE, -ROLLED_BACK, ... */
 THIN_CLIENT_API int thin_client_volume_state(const struct thin_client_volume *volume);
 
-/* ---- requests ------------------------------------------------------------------------ */
+/* ---- requests ---------------------------------------------------------------------- */
 
 #define THIN_CLIENT_FUA       1u /* answered when it is durable */
 #define THIN_CLIENT_NO_HOLE   2u /* write zeroes: keep the space allocated */
@@ -274,7 +276,7 @@ THIN_CLIENT_API int thin_client_block_status(
                  unsigned nr_extents),
     void *arg);
 
-/* ---- the same, waiting --------------------------------------------------------------- */
+/* ---- the same, waiting ------------------------------------------------------------- */
 
 /*
  * Each runs the client until its own request is done (callbacks of others are made

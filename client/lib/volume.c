@@ -8,7 +8,7 @@
 #include "core/base/checked.h"
 #include "core/base/loop.h"
 
-/* ---- life ---------------------------------------------------------------------------- */
+/* ---- life -------------------------------------------------------------------------- */
 
 void
 volume_free(struct thin_client_volume *volume)
@@ -89,7 +89,7 @@ volume_learn(struct client_request *request, const Thin__DataReply *data)
         volume->incarnation = data->incarnation;
 }
 
-/* ---- opening ------------------------------------------------------------------------- */
+/* ---- opening ----------------------------------------------------------------------- */
 
 static int
 encode_open(struct client_request *request)
@@ -263,7 +263,8 @@ volume_opened(struct client_request *request, const Thin__VolumeOpened *opened)
     request_finish(request, 0, NULL);
 }
 
-/* Reasons that pass: the server is on its way up or down, or still ends our old session. */
+/* Reasons that pass: the server is on its way up or down, or still ends our old
+   session. */
 static bool
 passes(int code)
 {
@@ -341,7 +342,7 @@ volume_deadline_ns(const struct thin_client *client)
     return when;
 }
 
-/* ---- closing ------------------------------------------------------------------------- */
+/* ---- closing ----------------------------------------------------------------------- */
 
 int
 thin_client_close(struct thin_client_volume *volume, void (*done)(void *arg, int result),
@@ -372,7 +373,7 @@ thin_client_close(struct thin_client_volume *volume, void (*done)(void *arg, int
     return 0;
 }
 
-/* ---- what is known of a volume ------------------------------------------------------- */
+/* ---- what is known of a volume ----------------------------------------------------- */
 
 const char *
 thin_client_volume_name(const struct thin_client_volume *volume)
@@ -410,7 +411,7 @@ thin_client_volume_state(const struct thin_client_volume *volume)
     return volume->failed;
 }
 
-/* ---- data requests ------------------------------------------------------------------- */
+/* ---- data requests ----------------------------------------------------------------- */
 
 static int
 check_range(struct thin_client_volume *volume, uint64_t offset, uint64_t len_bytes)

@@ -1,4 +1,5 @@
-/* Bytes out: the requests of `sending`, gathered. Bytes in: frames, judged, to replies. */
+/* Bytes out: the requests of `sending`, gathered. Bytes in: frames, judged, to replies.
+    */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -8,7 +9,7 @@
 #include "core/base/checked.h"
 #include "core/base/crc32c.h"
 
-/* ---- out ----------------------------------------------------------------------------- */
+/* ---- out --------------------------------------------------------------------------- */
 
 /* Appends what is left of a request to the pieces. Returns how many bytes. */
 static size_t
@@ -100,7 +101,7 @@ client_send(struct thin_client *client)
     return 0;
 }
 
-/* ---- in: the place of a read's bytes ------------------------------------------------- */
+/* ---- in: the place of a read's bytes ----------------------------------------------- */
 
 /* Moves over `n` bytes of the request's pieces, filling them with zeros if asked. */
 static void
@@ -123,7 +124,8 @@ skip_pieces(struct client_incoming *in, const struct client_request *request, ui
     }
 }
 
-/* Zeroes the holes that begin here. Afterwards `at` is at a byte of the payload or the end. */
+/* Zeroes the holes that begin here. Afterwards `at` is at a byte of the payload or the
+   end. */
 static void
 skip_holes(struct client_incoming *in)
 {
@@ -183,7 +185,7 @@ check_holes(struct thin_client *client, const struct client_incoming *in)
     return 0;
 }
 
-/* ---- in: a reply --------------------------------------------------------------------- */
+/* ---- in: a reply ------------------------------------------------------------------- */
 
 void
 client_incoming_reset(struct thin_client *client)
@@ -411,7 +413,7 @@ reply_complete(struct thin_client *client, struct client_incoming *in)
     }
 }
 
-/* ---- in: a frame --------------------------------------------------------------------- */
+/* ---- in: a frame ------------------------------------------------------------------- */
 
 static int
 decode(struct thin_client *client, const uint8_t *bytes, size_t len)
@@ -515,7 +517,8 @@ take_payload_from_buffer(struct thin_client *client)
     }
 }
 
-/* Makes room for a message that is larger than the buffer, within the protocol's limit. */
+/* Makes room for a message that is larger than the buffer, within the protocol's limit.
+    */
 static int
 make_room(struct thin_client *client, size_t frame_bytes)
 {
@@ -576,7 +579,8 @@ parse(struct thin_client *client)
     }
 }
 
-/* One read: a large piece of payload goes straight to its place, the rest to the buffer. */
+/* One read: a large piece of payload goes straight to its place, the rest to the
+   buffer. */
 static ssize_t
 receive_some(struct thin_client *client)
 {

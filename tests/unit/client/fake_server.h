@@ -64,9 +64,9 @@ struct fake_server {
     unsigned in_flight_max;
 
     /* what the test asks for */
-    bool hold;              /* replies are kept back */
-    bool reverse;           /* replies of one turn go out in reverse order */
-    int drop_after_request; /* > 0: at the nth request: done, but no reply, connection gone */
+    bool hold;               /* replies are kept back */
+    bool reverse;            /* replies of one turn go out in reverse order */
+    int drop_after_request;  /* > 0: at the nth request: done, no reply, gone */
     int drop_before_request; /* > 0: at the nth request: not done, connection gone */
     int refuse_hello;        /* code */
     int fail_writes;         /* code */
@@ -150,7 +150,7 @@ fake_destroy(struct fake_server *s)
     free(s);
 }
 
-/* ---- replies ------------------------------------------------------------------------- */
+/* ---- replies ----------------------------------------------------------------------- */
 
 static void
 fake_put(struct fake_server *s, Thin__Message *message, const void *payload, size_t len)
@@ -195,7 +195,7 @@ fake_event(struct fake_server *s, const char *kind, uint32_t handle, uint64_t si
     fake_put(s, &message, NULL, 0);
 }
 
-/* ---- requests ------------------------------------------------------------------------ */
+/* ---- requests ---------------------------------------------------------------------- */
 
 static void
 fake_hello(struct fake_server *s, const Thin__Request *q)
@@ -526,7 +526,7 @@ fake_request(struct fake_server *s, const Thin__Request *q, const uint8_t *paylo
     return true;
 }
 
-/* ---- bytes --------------------------------------------------------------------------- */
+/* ---- bytes ------------------------------------------------------------------------- */
 
 static void
 fake_parse(struct fake_server *s)

@@ -16,7 +16,7 @@ static struct thin_random rng;
 static unsigned nr_events;
 static struct thin_client_event last_event;
 
-/* ---- running ------------------------------------------------------------------------- */
+/* ---- running ----------------------------------------------------------------------- */
 
 static uint64_t
 now_ms(void)
@@ -85,7 +85,7 @@ finish(struct outcome *o)
     return o->result;
 }
 
-/* ---- fixtures ------------------------------------------------------------------------ */
+/* ---- fixtures ---------------------------------------------------------------------- */
 
 static void
 set_up_files(void)
@@ -177,7 +177,7 @@ fill(uint8_t *p, size_t len)
         p[i] = (uint8_t)(random_u64(&rng) | 1);
 }
 
-/* ---- the plain way ------------------------------------------------------------------- */
+/* ---- the plain way ----------------------------------------------------------------- */
 
 START_TEST(what_is_written_is_read)
 {
@@ -393,7 +393,7 @@ START_TEST(data_checksums_find_a_changed_byte)
 }
 END_TEST
 
-/* ---- connections end ----------------------------------------------------------------- */
+/* ---- connections end --------------------------------------------------------------- */
 
 START_TEST(a_request_done_but_not_answered_is_not_done_twice)
 {
@@ -718,7 +718,7 @@ START_TEST(random_losses_change_nothing)
 }
 END_TEST
 
-/* ---- closing ------------------------------------------------------------------------- */
+/* ---- closing ----------------------------------------------------------------------- */
 
 START_TEST(close_waits_for_what_was_sent_and_cancels_the_rest)
 {
@@ -789,7 +789,7 @@ START_TEST(an_idle_client_says_goodbye)
 }
 END_TEST
 
-/* ---- events -------------------------------------------------------------------------- */
+/* ---- events ------------------------------------------------------------------------ */
 
 START_TEST(events_reach_the_caller)
 {
@@ -808,7 +808,7 @@ START_TEST(events_reach_the_caller)
 }
 END_TEST
 
-/* ---- management ---------------------------------------------------------------------- */
+/* ---- management -------------------------------------------------------------------- */
 
 struct seen_replies {
     unsigned nr, volumes;
@@ -941,7 +941,7 @@ START_TEST(a_change_whose_answer_died_with_the_server_is_of_unknown_outcome)
 }
 END_TEST
 
-/* ---- TLS ----------------------------------------------------------------------------- */
+/* ---- TLS --------------------------------------------------------------------------- */
 
 static char *
 pem(const char *who, const char *name)

@@ -21,7 +21,7 @@ static char dir[] = "/tmp/test-channel-XXXXXX";
 static struct thin_error err, err2;
 static struct channel *a, *b; /* client and server */
 
-/* ---- certificates -------------------------------------------------------------------- */
+/* ---- certificates ------------------------------------------------------------------ */
 
 static const char *
 file(char *buf, const char *sub, const char *name)
@@ -73,7 +73,7 @@ load(const char *sub, bool server, const char *authority, const char *crl)
     return tls;
 }
 
-/* ---- two ends -------------------------------------------------------------------------- */
+/* ---- two ends ---------------------------------------------------------------------- */
 
 static void
 pair(int fds[2])
@@ -131,7 +131,7 @@ start_good(void)
     ck_assert_msg(rb == 0, "%s", err2.text);
 }
 
-/* ---- cases ----------------------------------------------------------------------------- */
+/* ---- cases ------------------------------------------------------------------------- */
 
 START_TEST(both_sides_know_each_other)
 {

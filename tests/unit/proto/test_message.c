@@ -112,7 +112,8 @@ END_TEST
 
 START_TEST(two_bodies_are_refused)
 {
-    /* Request{ping{}, ping{}}; Message{request{}, request{}}; Message{request{}, reply{}} */
+    /* Request{ping{}, ping{}}; Message{request{}, request{}}; Message{request{},
+       reply{}} */
     static const uint8_t pings[] = {0x0a, 0x04, 0x5a, 0x00, 0x5a, 0x00};
     static const uint8_t requests[] = {0x0a, 0x00, 0x0a, 0x00};
     static const uint8_t mixed[] = {0x0a, 0x00, 0x12, 0x00};
