@@ -134,15 +134,16 @@ count_entry(struct space_map *sm, const struct sm_delta *d, uint32_t by)
 {
     if (d->fresh && d->delta > 0)
         sm->nr_fresh += by;
-    if (!d->fresh || d->delta >= (int32_t)BITMAP_COUNT_OVERFLOW)
-        sm->nr_other += by;
+    if (d->delta < 0)
+        sm->nr_down += by;
+    else if (!d->fresh || d->delta >= (int32_t)BITMAP_COUNT_OVERFLOW)
+        sm->nr_up += by;
 }
 
+/* `d`: the block's entry, or NULL if it has none. */
 static void
-put_state(struct space_map *sm, dblock_t b, uint64_t state)
+put_state(struct space_map *sm, dblock_t b, struct sm_delta *d, uint64_t state)
 {
-    struct sm_delta *d = sm_delta_find(sm, b);
-
     if (d)
         count_entry(sm, d, UINT32_MAX);
     if (!(state & STATE_PRESENT)) {
@@ -160,13 +161,15 @@ put_state(struct space_map *sm, dblock_t b, uint64_t state)
 static void
 undo_delta(void *arg, uint64_t b, uint64_t state)
 {
-    put_state(arg, b, state);
+    struct space_map *sm = arg;
+
+    put_state(sm, b, sm_delta_find(sm, b), state);
 }
 
 static int
-change_state(struct space_map *sm, dblock_t b, uint64_t state, struct thin_error *err)
+change_state(struct space_map *sm, dblock_t b, struct sm_delta *d, uint64_t state,
+             struct thin_error *err)
 {
-    struct sm_delta *d = sm_delta_find(sm, b);
     int r;
 
     if (!d && sm->nr_deltas >= SM_DELTAS_MAX)
@@ -178,7 +181,7 @@ change_state(struct space_map *sm, dblock_t b, uint64_t state, struct thin_error
         r = tm_op_on_undo(sm->tm, undo_delta, sm, b, state_of(d));
     if (r < 0)
         return thin_fail_code(err, r, "count of data block %" PRIu64, b);
-    put_state(sm, b, state);
+    put_state(sm, b, d, state);
     return 0;
 }
 
@@ -197,8 +200,8 @@ sm_delta_add(struct space_map *sm, dblock_t b, int change, struct thin_error *er
         return thin_fail(err, -THIN_E_BAD_BLOCK,
                          "count of data block %" PRIu64 " falls below 0", b);
     if (d && next.delta == 0 && !next.fresh)
-        return change_state(sm, b, 0, err);
-    return change_state(sm, b, state_of(&next), err);
+        return change_state(sm, b, d, 0, err);
+    return change_state(sm, b, d, state_of(&next), err);
 }
 
 int
@@ -207,13 +210,13 @@ sm_delta_alloc(struct space_map *sm, dblock_t b, struct thin_error *err)
     struct sm_delta next = {.delta = 1, .fresh = true};
 
     THIN_ASSERT(!sm_delta_find(sm, b));
-    return change_state(sm, b, state_of(&next), err);
+    return change_state(sm, b, NULL, state_of(&next), err);
 }
 
 int
 sm_delta_remove(struct space_map *sm, dblock_t b, struct thin_error *err)
 {
-    return change_state(sm, b, 0, err);
+    return change_state(sm, b, sm_delta_find(sm, b), 0, err);
 }
 
 void

@@ -21,12 +21,13 @@ uint64_t
 sm_merge_need(const struct space_map *sm)
 {
     uint64_t nr_bitmaps = div_up_u64(sm->core.root.nr_blocks, BITMAP_ENTRIES);
+    /* A count that falls is in the overflow tree only if it has an entry there. */
+    uint64_t changes = sm->nr_up + min_u64(sm->nr_down, sm->core.overflow_max);
 
     if (sm->nr_deltas == 0)
         return 0;
     return sm->nr_groups + btree_change_need(&sm->index, nr_bitmaps, sm->nr_groups) +
-           btree_change_need(&sm->overflow, sm->core.overflow_max + sm->nr_other,
-                             sm->nr_other);
+           btree_change_need(&sm->overflow, sm->core.overflow_max + sm->nr_up, changes);
 }
 
 static int

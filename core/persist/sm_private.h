@@ -60,7 +60,8 @@ struct space_map {
     struct sm_delta *deltas;
     uint32_t cap_deltas, used_deltas, free_delta, nr_deltas;
     uint32_t nr_fresh;       /* fresh ones with a count that is not 0 */
-    uint32_t nr_other;       /* those that may touch the overflow tree */
+    uint32_t nr_up;          /* those that may put an entry into the overflow tree ... */
+    uint32_t nr_down;        /* ... and those that may take one out */
     struct u64_map group_at; /* bitmap -> place in groups */
     struct sm_group *groups;
     uint32_t cap_groups, used_groups, free_group, nr_groups;

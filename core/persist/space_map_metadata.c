@@ -42,13 +42,13 @@ tm_check_block(const struct transaction_manager *tm, mblock_t b, struct thin_err
 }
 
 int
-tm_no_space(const struct transaction_manager *tm, uint64_t wanted, struct thin_error *err)
+tm_no_space(const struct transaction_manager *tm, uint64_t wanted, uint64_t after,
+            struct thin_error *err)
 {
-    /* What this operation itself freed comes back only by its undo: to wait for that
-       would be to wait for ever. */
-    uint64_t pending = tm->before.nr_pending;
-    bool commit_helps =
-        pending && TAILQ_EMPTY(&tm->pins) && tm_nr_free(tm) + pending >= wanted;
+    /* What this operation itself freed it would free again; a pinned view keeps what the
+       commit would free; and the commit of an empty transaction changes nothing. */
+    uint64_t freed = TAILQ_EMPTY(&tm->pins) ? tm->before.nr_pending : 0;
+    bool commit_helps = (freed || after < wanted) && tm_nr_free(tm) + freed >= after;
 
     return thin_fail(err, commit_helps ? -THIN_E_NEED_COMMIT : -THIN_E_NO_METADATA_SPACE,
                      "%" PRIu64 " of %" PRIu64 " metadata blocks are free, %" PRIu64
@@ -57,9 +57,15 @@ tm_no_space(const struct transaction_manager *tm, uint64_t wanted, struct thin_e
 }
 
 uint64_t
+tm_base_need(const struct transaction_manager *tm)
+{
+    return tm->core.nr_bitmaps + 1;
+}
+
+uint64_t
 tm_own_need(const struct transaction_manager *tm)
 {
-    return tm->core.nr_bitmaps + 1 +
+    return tm_base_need(tm) +
            btree_change_need(&tm->overflow_tree,
                              tm->core.nr_overflow + tm->core.nr_changed,
                              tm->core.nr_changed);
@@ -350,7 +356,7 @@ tm_alloc(struct transaction_manager *tm, mblock_t *ret_block, struct thin_error 
 
     THIN_ASSERT(!tm->prepared);
     if (tm_nr_free(tm) == 0)
-        return tm_no_space(tm, 1, err);
+        return tm_no_space(tm, 1, 1, err);
     if (!find_free(tm, tm->core.cursor, tm->core.nr_blocks, &b))
         THIN_ASSERT(find_free(tm, 0, tm->core.cursor, &b));
 

@@ -120,12 +120,17 @@ void tm_undo_fini(struct transaction_manager *tm);
 int tm_alloc(struct transaction_manager *tm, mblock_t *ret_block, struct thin_error *err);
 int tm_check_block(const struct transaction_manager *tm, mblock_t b,
                    struct thin_error *err);
-/* The words for having no block: NEED_COMMIT if pending frees would cover `wanted`. */
-int tm_no_space(const struct transaction_manager *tm, uint64_t wanted,
+/*
+ * Words and code for having too few free blocks: `wanted` now, `after` if the open
+ * transaction were committed first. -THIN_E_NEED_COMMIT if that would do.
+ */
+int tm_no_space(const struct transaction_manager *tm, uint64_t wanted, uint64_t after,
                 struct thin_error *err);
 uint64_t tm_nr_free(const struct transaction_manager *tm);
 /* Blocks that writing out the space map itself may take. */
 uint64_t tm_own_need(const struct transaction_manager *tm);
+/* The same for a transaction in which hardly anything has changed. */
+uint64_t tm_base_need(const struct transaction_manager *tm);
 void tm_undo_count(struct transaction_manager *tm, mblock_t b, uint64_t state);
 void tm_undo_place(struct transaction_manager *tm, uint64_t i, mblock_t place);
 void tm_space_map_fini(struct transaction_manager *tm);

@@ -102,15 +102,19 @@ tm_set_commit_need(struct transaction_manager *tm, uint64_t blocks)
 int
 tm_op_admit(struct transaction_manager *tm, struct thin_error *err)
 {
-    uint64_t need = commit_need(tm), keep_free, frames;
+    uint64_t need = commit_need(tm), reserve, frames;
     struct bm_stats stats;
 
     THIN_ASSERT(tm->op_open);
     if (tm->purse == TM_COMMIT || (tm->nr_op_allocs == 0 && need <= tm->need_before))
         return 0;
-    keep_free = need + (tm->purse == TM_NORMAL ? tm->core.reserve : 0);
-    if (tm_nr_free(tm) < keep_free)
-        return tm_no_space(tm, keep_free, err);
+    reserve = tm->purse == TM_NORMAL ? tm->core.reserve : 0;
+    if (tm_nr_free(tm) < need + reserve) {
+        /* After a commit only this operation's own part would have to be covered. */
+        uint64_t alone = tm_base_need(tm) + need - min_u64(need, tm->need_before);
+
+        return tm_no_space(tm, need + reserve, min_u64(alone, need) + reserve, err);
+    }
 
     /* The commit needs frames to copy into, beside those that are dirty by then. An
        empty transaction could not be made smaller by a commit. */

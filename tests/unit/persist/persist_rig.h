@@ -47,7 +47,7 @@ struct rig {
     struct btree top, map, details; /* map: one device's tree */
     mblock_t top_root, details_root;
 
-    uint32_t nr_frames, node_max;
+    uint32_t nr_frames, node_max, reserve;
     uint64_t nr_data;
     uint32_t time;
     bool waiting;
@@ -181,7 +181,8 @@ rig_state(const struct rig *rig)
     crc = crc32c_update(crc, &sm->core.root, sizeof(sm->core.root));
     rig_mix(&crc, sm->core.overflow_max);
     rig_mix(&crc, (uint64_t)sm->nr_deltas << 32 | sm->nr_fresh);
-    rig_mix(&crc, (uint64_t)sm->nr_other << 32 | sm->nr_groups);
+    rig_mix(&crc, (uint64_t)sm->nr_up << 32 | sm->nr_groups);
+    rig_mix(&crc, sm->nr_down);
     for (b = 0; bitset_next(&sm->group_set, b, &b); b++) {
         uint32_t at = 0;
 
@@ -360,11 +361,12 @@ rig_read(struct rig *rig, rig_op *op, void *arg)
     return r;
 }
 
-#define rig_ok(rig, expr)                                                      \
-    do {                                                                       \
-        int rig_r = (expr);                                                    \
-        ck_assert_msg(rig_r == 0, "%s: %s: %s", #expr, thin_error_name(rig_r), \
-                      thin_error_text(&(rig)->err, rig_r));                    \
+#define rig_ok(rig, expr)                                             \
+    do {                                                              \
+        int rig_r = (expr);                                           \
+        if (rig_r)                                                    \
+            ck_abort_msg("%s: %s: %s", #expr, thin_error_name(rig_r), \
+                         thin_error_text(&(rig)->err, rig_r));        \
     } while (0)
 
 /* ---- devices of the top level ------------------------------------------------------------------ */
@@ -511,16 +513,21 @@ rig_commit_start(struct rig *rig)
         .data_block_size = 128,
         .metadata_block_size = METADATA_BLOCK_SECTORS,
     };
+    uint64_t before, need;
     bool more = true;
     int r;
 
     r = rig_commit_finish(rig);
+    need = tm_own_need(rig->tm) + sm_merge_need(rig->sm);
+    before = tm_nr_free(rig->tm);
     while (r == 0 && more)
         r = rig_do(rig, TM_COMMIT, rig_merge_op, &more);
     if (r == 0)
         r = rig_prepare(rig, &sb.metadata_sm);
     if (r < 0)
         return r;
+    /* What every operation was admitted against. */
+    want(before - tm_nr_free(rig->tm) <= need);
     sm_get_root(rig->sm, &sb.data_sm);
     sb.data_mapping_root = rig->top_root;
     sb.device_details_root = rig->details_root;
@@ -557,7 +564,7 @@ rig_make_managers(struct rig *rig)
 {
     struct bm_params bp = {
         .dev = rig->dev, .nr_frames = rig->nr_frames, .waiting = rig->waiting};
-    struct tm_params tp = {.reserve = 0, .node_max = rig->node_max};
+    struct tm_params tp = {.reserve = rig->reserve, .node_max = rig->node_max};
 
     if (!rig->bm)
         want_eq(bm_create(&bp, &rig->bm), 0);
@@ -599,8 +606,8 @@ rig_grow_op(struct rig *rig, void *arg, struct thin_error *err)
 
 /* Formats: empty trees, `nr_data` data blocks; committed. */
 static inline struct rig *
-rig_create(uint64_t nr_blocks, uint64_t nr_data, uint32_t nr_frames, uint32_t node_max,
-           bool waiting)
+rig_create_reserving(uint64_t nr_blocks, uint64_t nr_data, uint32_t nr_frames,
+                     uint32_t node_max, bool waiting, uint32_t reserve)
 {
     struct rig *rig = calloc(1, sizeof(*rig));
     bool done = false;
@@ -613,6 +620,7 @@ rig_create(uint64_t nr_blocks, uint64_t nr_data, uint32_t nr_frames, uint32_t no
     rig->node_max = node_max;
     rig->nr_data = nr_data;
     rig->waiting = waiting;
+    rig->reserve = reserve;
     rig_make_managers(rig);
     rig_ok(rig, tm_format(rig->tm, nr_blocks, &rig->err));
     tm_op_begin(rig->tm, TM_COMMIT);
@@ -623,6 +631,13 @@ rig_create(uint64_t nr_blocks, uint64_t nr_data, uint32_t nr_frames, uint32_t no
         rig_ok(rig, rig_do(rig, TM_NORMAL, rig_grow_op, &done));
     rig_ok(rig, rig_commit(rig));
     return rig;
+}
+
+static inline struct rig *
+rig_create(uint64_t nr_blocks, uint64_t nr_data, uint32_t nr_frames, uint32_t node_max,
+           bool waiting)
+{
+    return rig_create_reserving(nr_blocks, nr_data, nr_frames, node_max, waiting, 0);
 }
 
 static inline int
