@@ -29,7 +29,7 @@ catalogue_checkpoint_create(struct catalogue *cat)
         return -ENOMEM;
     ck->cat = cat;
     cat->checkpoint = ck;
-    ck->pages = calloc(CATALOGUE_IO_PAGES, CATALOGUE_PAGE_BYTES);
+    ck->pages = calloc(CATALOGUE_FILL_PAGES, CATALOGUE_PAGE_BYTES);
     return ck->pages ? 0 : -ENOMEM;
 }
 
@@ -246,7 +246,7 @@ append(struct catalogue_checkpoint *ck, uint32_t *len_bytes, const uint8_t *byte
     struct catalogue_root *root = &ck->root;
 
     if (*len_bytes + n > CATALOGUE_PAYLOAD_BYTES) {
-        if (ck->nr_filled + 1 == CATALOGUE_IO_PAGES)
+        if (ck->nr_filled + 1 == CATALOGUE_FILL_PAGES)
             return false;
         root->sequence++;
         root->last_crc =

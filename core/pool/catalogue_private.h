@@ -22,7 +22,8 @@
 #define CATALOGUE_SLACK      8u    /* dead pages that start no checkpoint */
 #define CATALOGUE_SLACK_MAX  1024u /* nor do those, if the area is mapped anyway */
 #define CATALOGUE_MAP_BATCH  8u    /* blocks mapped by one operation */
-#define CATALOGUE_IO_PAGES   16u   /* pages of one read or write */
+#define CATALOGUE_IO_PAGES   16u   /* pages read at once */
+#define CATALOGUE_FILL_PAGES 4u    /* pages encoded in one turn of the loop */
 #define CATALOGUE_TURN_PAGES 2u    /* pages decoded in one turn of the loop */
 
 struct catalogue_area {
@@ -207,7 +208,7 @@ struct catalogue_checkpoint {
     uint32_t *changed; /* ...but for these, changed since */
     uint32_t nr_changed, max_changed, pos_changed;
     struct catalogue_root root;
-    uint8_t *pages; /* CATALOGUE_IO_PAGES of them */
+    uint8_t *pages; /* CATALOGUE_FILL_PAGES of them */
     uint32_t nr_filled;
     struct catalogue_io io;
     struct catalogue_mapping mapping;

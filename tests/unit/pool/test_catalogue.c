@@ -74,7 +74,8 @@ assert_same(const struct catalogue_record *a, const struct catalogue_record *b)
     ck_assert_pstr_eq(a->origin, b->origin);
     ck_assert_pstr_eq(a->holder, b->holder);
     ck_assert_uint_eq(a->unknown_bytes, b->unknown_bytes);
-    ck_assert_mem_eq(a->unknown, b->unknown, a->unknown_bytes);
+    if (a->unknown_bytes)
+        ck_assert_mem_eq(a->unknown, b->unknown, a->unknown_bytes);
 }
 
 /* ---- records ---------------------------------------------------------------------------- */
