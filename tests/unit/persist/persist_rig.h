@@ -554,7 +554,8 @@ rig_recount(struct rig *rig)
 {
     struct recount rc;
 
-    ck_assert_msg(recount_image(rig->mem, NULL, &rc) == 0, "recount: %s", rc.why);
+    if (recount_image(rig->mem, NULL, &rc) != 0)
+        ck_abort_msg("recount: %s", rc.why);
 }
 
 /* ---- life --------------------------------------------------------------------------------------- */
