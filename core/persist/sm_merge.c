@@ -8,7 +8,7 @@
 #include "core/persist/sm_private.h"
 #include "core/persist/tm_private.h"
 
-#define MERGE_BLOCKS_MAX 2048u /* changes in one step */
+#define MERGE_BLOCKS_MAX 1024u /* changes in one step */
 #define MERGE_NODES_MAX  (TM_OP_NODES_MAX / 2)
 
 uint32_t
