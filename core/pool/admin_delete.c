@@ -23,7 +23,7 @@ static void background_next(struct admin *admin);
 static int
 delete_plan(struct admin_job *job, struct thin_error *err)
 {
-    struct catalogue_record *record, *copy;
+    struct catalogue_record *record, *copy = NULL;
     int r = admin_find(job->pool, job->name, &record, err);
 
     if (r < 0)

@@ -87,7 +87,7 @@ static int
 plan_one(struct admin_job *job, struct admin_snap *snap, struct thin_error *err)
 {
     struct catalogue *cat = job->pool->catalogue;
-    struct catalogue_record *origin, *record;
+    struct catalogue_record *origin, *record = NULL;
     int r = admin_find(job->pool, snap->origin, &origin, err);
 
     if (r == 0 && catalogue_by_name(&cat->records, snap->name))
@@ -217,7 +217,7 @@ static int
 rollback_plan(struct admin_job *job, struct thin_error *err)
 {
     struct catalogue *cat = job->pool->catalogue;
-    struct catalogue_record *volume, *from, *old, *new;
+    struct catalogue_record *volume, *from = NULL, *old = NULL, *new;
     struct admin_snap *snap = &job->snaps[0];
     int r = admin_find(job->pool, job->name, &volume, err);
 

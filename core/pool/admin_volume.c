@@ -110,7 +110,7 @@ pool_volume_create(struct pool *pool, const struct volume_spec *spec,
 static int
 resize_plan(struct admin_job *job, struct thin_error *err)
 {
-    struct catalogue_record *record, *copy;
+    struct catalogue_record *record, *copy = NULL;
     int r = admin_find(job->pool, job->name, &record, err);
 
     if (r < 0 || (record->size == job->value && !(record->flags & RECORD_SIZE_UNKNOWN)))
@@ -262,7 +262,7 @@ pool_volume_resize(struct pool *pool, const char *name, uint64_t size, bool allo
 static int
 rename_plan(struct admin_job *job, struct thin_error *err)
 {
-    struct catalogue_record *record, *copy;
+    struct catalogue_record *record, *copy = NULL;
     int r = admin_find(job->pool, job->name, &record, err);
 
     if (r < 0 || strcmp(job->name, job->other) == 0)
@@ -321,7 +321,7 @@ pool_volume_rename(struct pool *pool, const char *name, const char *new_name,
 static int
 set_plan(struct admin_job *job, struct thin_error *err)
 {
-    struct catalogue_record *record, *copy;
+    struct catalogue_record *record, *copy = NULL;
     uint32_t flag = job->key == VOLUME_READ_ONLY ? RECORD_READ_ONLY : RECORD_PROTECTED;
     uint32_t flags;
     int r = admin_find(job->pool, job->name, &record, err);
@@ -388,7 +388,7 @@ static int
 attach_plan(struct admin_job *job, struct thin_error *err)
 {
     const struct pool_attachment *attachment = job->attachment;
-    struct catalogue_record *record, *copy;
+    struct catalogue_record *record, *copy = NULL;
     uint32_t flags;
     int r = admin_find(job->pool, job->name, &record, err);
 
