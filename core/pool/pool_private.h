@@ -10,6 +10,8 @@
 
 /* Out of memory in a hash is an answer, not an exit. */
 #define HASH_NONFATAL_OOM 1
+/* The default function's switch falls through, which clang is told to report. */
+#define HASH_FUNCTION HASH_FNV
 #include <uthash.h>
 
 #include "core/base/random.h"
@@ -391,7 +393,7 @@ int admin_open(struct pool *pool);
    background steps come to their end; then `done`, maybe at once. */
 void admin_stop(struct pool *pool, void (*done)(struct pool *pool));
 /* A roll-back begins: what runs ends with -THIN_E_ROLLED_BACK (its metaops and commit
-   waits do so by themselves); background work is forgotten, and begins anew with... */
+   waits do so by themselves); background work stops, the pool is read-only from here. */
 void admin_rolled_back(struct pool *pool);
 void admin_close(struct pool *pool); /* frees; NULL is fine */
 
