@@ -39,6 +39,8 @@ client_call_start(struct thin_client *client, const Thin__Request *request,
 
     if (client->state == CLIENT_IDLE)
         r = thin_client_connect(client, NULL, NULL);
+    else if (client->state == CLIENT_ENDED)
+        r = thin_fail(&client->error, -THIN_E_CANCELLED, "the client has ended");
     else if (client->state == CLIENT_FAILED)
         r = client->error.code ? client->error.code : -THIN_E_DISCONNECTED;
     else if (client->offline_told)

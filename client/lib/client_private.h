@@ -57,6 +57,7 @@ enum client_state {
     CLIENT_READY,
     CLIENT_BACKOFF, /* lost, or not reached: until `state_deadline` */
     CLIENT_FAILED,  /* the first attempt failed */
+    CLIENT_ENDED,   /* being destroyed */
 };
 
 enum client_op {

@@ -126,7 +126,7 @@ thin_client_destroy(struct thin_client *client)
     THIN_ASSERT(!client->in_ready);
     say_goodbye(client);
     client_close_connection(client);
-    client->state = CLIENT_FAILED; /* callbacks cannot start anything any more */
+    client->state = CLIENT_ENDED; /* callbacks cannot start anything any more */
     client->in_ready = true;
     if (client->connected) {
         client->connect_done_due = true;

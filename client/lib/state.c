@@ -5,7 +5,7 @@
  *                        ^    |  each may fail      |       |
  *                        |    v                     v       v  client_lost
  *                        +-- BACKOFF <----------------------+
- *   FAILED: the first attempt failed and is not to be repeated.
+ *   FAILED: the first attempt failed and is not to be repeated. ENDED: being destroyed.
  *
  * CONNECTING: client_attempt, connecting(); HANDSHAKE: shaking(); HELLO: say_hello,
  * hello_reply(); BACKOFF: client_lost, client_timers.
@@ -364,14 +364,19 @@ thin_client_server_version(const struct thin_client *client)
 
 /* ---- time -------------------------------------------------------------------------- */
 
+/*
+ * When a ping is due, or, with one under way, when the server is given up. Only silence
+ * after a ping counts: a caller who did not call ready() for a minute has heard nothing
+ * either.
+ */
 static uint64_t
 keepalive_due_ns(const struct thin_client *client)
 {
     uint64_t third = (uint64_t)client->keepalive_ms * NS_PER_MS / 3;
-    uint64_t quiet = min_u64(client->heard_ns, client->told_ns);
-    uint64_t give_up = client->heard_ns + third * 3;
 
-    return client->ping_ns ? give_up : min_u64(give_up, quiet + third);
+    if (client->ping_ns)
+        return max_u64(client->heard_ns, client->ping_ns) + 2 * third;
+    return min_u64(client->heard_ns, client->told_ns) + third;
 }
 
 uint64_t
@@ -398,14 +403,12 @@ keepalive(struct thin_client *client, uint64_t now)
 
     if (now < keepalive_due_ns(client))
         return;
-    if (now - client->heard_ns >= client->keepalive_ms * NS_PER_MS) {
-        thin_fail(&client->error, -THIN_E_TIMED_OUT, "nothing heard for %u ms",
-                  client->keepalive_ms);
+    if (client->ping_ns) {
+        thin_fail(&client->error, -THIN_E_TIMED_OUT, "no answer to a ping in %u ms",
+                  client->keepalive_ms * 2 / 3);
         client_lost(client, -THIN_E_TIMED_OUT);
         return;
     }
-    if (client->ping_ns)
-        return;
     message.body_case = THIN__REQUEST__BODY_PING;
     message.ping = &ping;
     client->ping_ns = now;

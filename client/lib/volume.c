@@ -136,6 +136,8 @@ submit_open(struct thin_client_volume *volume,
 static int
 usable(struct thin_client *client)
 {
+    if (client->state == CLIENT_ENDED)
+        return thin_fail(&client->error, -THIN_E_CANCELLED, "the client has ended");
     if (client->state == CLIENT_IDLE || client->state == CLIENT_FAILED)
         return thin_fail(&client->error, -THIN_E_DISCONNECTED,
                          "not connected: thin_client_connect comes first");

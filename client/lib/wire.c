@@ -96,6 +96,10 @@ client_send(struct thin_client *client)
             return (int)n;
         advance_sending(client, (size_t)n);
         client->told_ns = client_now_ns(client);
+        /* The way was blocked and is free again: the peer takes bytes, so it lives. A
+           ping behind a large write on a slow link would be answered too late. */
+        if (client->want_write_watched)
+            client->heard_ns = client->told_ns;
     }
     watch_for_writing(client);
     return 0;

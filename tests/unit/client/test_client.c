@@ -572,6 +572,37 @@ START_TEST(a_silent_server_is_noticed)
 }
 END_TEST
 
+/* A ping waits behind a megabyte that trickles; the bytes taken are signs of life. */
+START_TEST(a_slow_link_is_not_a_dead_one)
+{
+    static uint8_t out[1u << 20];
+    struct outcome o = {0};
+    struct iovec iov = {out, sizeof(out)};
+    size_t frame = sizeof(out) + FRAME_PREFIX_BYTES;
+    uint64_t begin = now_ms();
+    ssize_t n;
+
+    open_now();
+    fill(out, sizeof(out));
+    server->deaf = true;
+    ck_assert_int_eq(thin_client_write(volume, &iov, 1, 0, 0, on_done, &o), 0);
+    while (server->in_len < frame) {
+        n = channel_read(server->channel, server->in + server->in_len, 15000, NULL);
+        ck_assert(n > 0 || n == -EAGAIN);
+        server->in_len += n > 0 ? (size_t)n : 0;
+        usleep(15000);
+        turn(0);
+        ck_assert_uint_lt(now_ms() - begin, 10000);
+    }
+    ck_assert_uint_gt(now_ms() - begin, 600); /* twice the keepalive */
+    server->deaf = false;
+    fake_parse(server);
+    ck_assert_int_eq(finish(&o), 0);
+    ck_assert_uint_eq(server->nr_hello, 1);
+    ck_assert_mem_eq(server->disk, out, sizeof(out));
+}
+END_TEST
+
 START_TEST(a_server_that_breaks_the_rules_is_left)
 {
     uint8_t byte;
@@ -753,6 +784,22 @@ START_TEST(close_waits_for_what_was_sent_and_cancels_the_rest)
 }
 END_TEST
 
+static struct thin_client_volume *first;
+
+/* What a callback starts while the client is destroyed is refused. */
+static void
+on_done_start_more(void *arg, int result)
+{
+    static uint8_t byte;
+    static struct iovec iov = {&byte, 1};
+
+    on_done(arg, result);
+    ck_assert_int_eq(thin_client_connect(client, NULL, NULL), -THIN_CLIENT_E_BUSY);
+    ck_assert_int_eq(thin_client_read(first, &iov, 1, 0, on_done, arg),
+                     -THIN_CLIENT_E_CANCELLED);
+    (void)thin_client_close(first, NULL, NULL);
+}
+
 START_TEST(destroy_cancels_everything_once)
 {
     enum { NR = 20 };
@@ -760,11 +807,15 @@ START_TEST(destroy_cancels_everything_once)
     static struct outcome o[NR], p;
 
     open_now();
+    first = volume;
     server->hold = true;
     for (unsigned i = 0; i < NR; i++) {
         struct iovec iov = {&byte, 1};
 
-        ck_assert_int_eq(thin_client_write(volume, &iov, 1, i, 0, on_done, &o[i]), 0);
+        ck_assert_int_eq(
+            thin_client_write(volume, &iov, 1, i, 0,
+                              i == 3 || i == 15 ? on_done_start_more : on_done, &o[i]),
+            0);
     }
     ck_assert_int_eq(thin_client_open(client, "tank/vol", 0, on_opened, &p), 0);
     turn(5);
@@ -1039,6 +1090,7 @@ main(void)
     tcase_add_test(tc, a_volume_that_another_one_took_is_stale);
     tcase_add_test(tc, a_volume_that_is_busy_for_a_moment_is_asked_for_again);
     tcase_add_test(tc, a_silent_server_is_noticed);
+    tcase_add_test(tc, a_slow_link_is_not_a_dead_one);
     tcase_add_test(tc, a_server_that_breaks_the_rules_is_left);
     tcase_add_test(tc, after_the_offline_timeout_requests_fail);
     tcase_add_test(tc, a_first_connect_that_fails_is_told);
