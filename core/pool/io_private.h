@@ -184,6 +184,8 @@ void space_drop_core(struct volume_core *core);
 void space_freed(void *pool, dblock_t begin, dblock_t end);
 /* After a commit: waiting claims go on. */
 void space_after_commit(struct pool *pool);
+/* The metadata is (nearly) full: true if its device is growing, or begins to. */
+bool space_extend_metadata(struct pool *pool);
 /* A request that found no room and may wait for it; false: it must fail. */
 bool space_park(struct pool *pool, struct volume_io *io);
 void space_fail_parked(struct pool *pool, struct volume *only, int result);

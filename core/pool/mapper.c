@@ -47,6 +47,10 @@ insert_done(struct metaop *op, int result, const struct thin_error *err)
     struct pool *pool = frag->pool;
     vblock_t v = pool_vblock(pool, frag->step_begin);
 
+    if (result == -THIN_E_NO_METADATA_SPACE && space_extend_metadata(pool)) {
+        frag_no_space(frag);
+        return;
+    }
     if (result < 0) {
         pool_write_failed(pool, result, err);
         frag_end(frag, result);

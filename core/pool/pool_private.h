@@ -198,6 +198,7 @@ struct volume_core {
     struct quiesce_list quiesce_next; /* wait for their turn */
     struct quiesce_list quiesced;     /* to be told */
     struct thin_task quiesce_task;
+    bool telling; /* quiesce_task is on its way, and holds the core */
 
     unsigned nr_rmw; /* part-sector writes at work: overwrites look at the cells */
     struct map_page *map_hot;           /* the page found last */

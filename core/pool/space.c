@@ -10,6 +10,10 @@
 
 #include "core/pool/space_private.h"
 
+#define METADATA_STEP_BYTES (4u << 20) /* least growth of the metadata by itself */
+#define METADATA_LOW_PART   4u  /* it grows when less than this part of it is free */
+#define DATA_LOW_PART       10u /* the event of low water: less than this part is free */
+
 /* ---- sets of runs ------------------------------------------------------------------------ */
 
 /* Index of the first run that ends beyond `b`. */
@@ -376,12 +380,53 @@ space_extend(struct pool *pool)
     return true;
 }
 
+static void
+extend_metadata_done(void *arg, int result, const struct thin_error *err)
+{
+    struct pool *pool = arg;
+    struct space *sp = pool->space;
+
+    sp->extending_metadata = false;
+    if (result < 0) {
+        sp->extend_metadata_failed = true;
+        log_warning("the metadata device could not grow by itself: %s pool=%s",
+                    thin_error_text(err, result), pool->name);
+    } else if (pool->mode == POOL_OUT_OF_METADATA_SPACE) {
+        pool_set_mode(pool, POOL_WRITE, "", "%s", "");
+    }
+    loop_defer(pool->loop, &sp->wake_task);
+    pool_check_idle(pool);
+}
+
+bool
+space_extend_metadata(struct pool *pool)
+{
+    struct space *sp = pool->space;
+    uint64_t now_bytes, to, max = (uint64_t)METADATA_BLOCKS_MAX * METADATA_BLOCK_SIZE;
+    struct pool_done done = {extend_metadata_done, pool};
+    struct metadata_space ms;
+    uint64_t reserve;
+
+    if (sp->extending_metadata)
+        return true;
+    metadata_own_space(pool->md, &ms, &reserve);
+    now_bytes = ms.nr_blocks * METADATA_BLOCK_SIZE;
+    to = min_u64(now_bytes + max_u64(now_bytes / 2, METADATA_STEP_BYTES), max);
+    if (!pool->config.extend_metadata || !pool->metadata_dev->limits.grows ||
+        to <= now_bytes || sp->extend_metadata_failed || !pool->opened || pool->closing ||
+        pool_may_change(pool, NULL) < 0)
+        return false;
+    sp->extending_metadata = true;
+    pool_grow(pool, 0, to, done);
+    return true;
+}
+
 bool
 space_park(struct pool *pool, struct volume_io *io)
 {
     struct space *sp = pool->space;
     uint64_t ms = pool->config.no_space_timeout_ms;
-    bool extends = space_extend(pool);
+    bool extends = sp->extending_metadata || space_extend(pool);
 
     if (!extends && pool->mode == POOL_WRITE)
         pool_set_mode(pool, POOL_OUT_OF_DATA_SPACE,
@@ -442,13 +487,26 @@ space_after_commit(struct pool *pool)
 {
     struct space *sp = pool->space;
     struct metadata_space ms;
+    uint64_t reserve;
+    bool low;
 
+    if (!pool->opened || pool->closing || pool->rolling_back)
+        return;
     passdown_kick(pool);
     if (sp->freed_some && sp->held.nr == 0 && pool->mode == POOL_OUT_OF_DATA_SPACE)
         space_resume(pool);
     if (sp->freed_some || !TAILQ_EMPTY(&sp->waiters))
         loop_defer(pool->loop, &sp->wake_task);
+    metadata_own_space(pool->md, &ms, &reserve);
+    if (ms.nr_free < ms.nr_blocks / METADATA_LOW_PART)
+        space_extend_metadata(pool);
+    if (ms.nr_free > 0 && pool->mode == POOL_OUT_OF_METADATA_SPACE)
+        pool_set_mode(pool, POOL_WRITE, "", "%s", "");
     metadata_data_space(pool->md, &ms);
+    low = ms.nr_free + ms.nr_pending < ms.nr_blocks / DATA_LOW_PART;
+    if (low && !sp->low_told)
+        pool_tell(pool, "low-water", "little free space is left for data");
+    sp->low_told = low;
     if (pool->config.extend_data.percent && ms.nr_blocks &&
         (double)(ms.nr_blocks - ms.nr_free) * 100.0 >=
             (double)ms.nr_blocks * pool->config.extend_data.percent)
@@ -465,7 +523,7 @@ space_idle(const struct pool *pool)
     for (unsigned i = 0; i < PASSDOWN_IN_FLIGHT; i++)
         if (sp->passdowns[i].run)
             return false;
-    return !sp->extending;
+    return !sp->extending && !sp->extending_metadata;
 }
 
 void

@@ -45,7 +45,9 @@ struct space {
     struct volume_io_list parked;    /* out of data space */
     struct thin_timer park_timer;
     struct thin_task wake_task;
-    bool extending, extend_failed;
+    bool extending, extend_failed;                   /* the data device, by itself */
+    bool extending_metadata, extend_metadata_failed; /* likewise */
+    bool low_told;                                   /* of little room, once */
 
     struct space_window *window_objects;
     struct window_list free_windows;

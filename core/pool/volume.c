@@ -22,7 +22,7 @@ quiesce_tell(struct thin_task *task)
     struct quiesce *q;
 
     TAILQ_CONCAT(&told, &core->quiesced, link);
-    volume_core_hold(core);
+    core->telling = false;
     while ((q = TAILQ_FIRST(&told))) {
         TAILQ_REMOVE(&told, q, link);
         q->done(q);
@@ -41,8 +41,12 @@ quiesce_step(struct volume_core *core)
         core->phase ^= 1;
         TAILQ_CONCAT(&core->quiescing, &core->quiesce_next, link);
     }
-    if (!TAILQ_EMPTY(&core->quiesced))
+    if (!TAILQ_EMPTY(&core->quiesced) && !core->telling) {
+        /* Until they are told, though the last handle may go before. */
+        core->telling = true;
+        volume_core_hold(core);
         loop_defer(core->pool->loop, &core->quiesce_task);
+    }
 }
 
 void
@@ -175,7 +179,7 @@ volume_core_put(struct volume_core *core)
     if (--core->holds > 0)
         return;
     THIN_ASSERT(TAILQ_EMPTY(&core->quiescing) && TAILQ_EMPTY(&core->quiesce_next));
-    loop_defer_cancel(pool->loop, &core->quiesce_task);
+    THIN_ASSERT(!core->telling);
     mapcache_drop_core(core);
     space_drop_core(core);
     HASH_DELETE(hh, pool->cores_by_id, core);

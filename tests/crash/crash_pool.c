@@ -467,6 +467,11 @@ open_begin(bool format)
     params.config.mapping_cache_pages = 8;
     params.config.commit_interval_ms = 1 + random_below(&rng, 40);
     params.config.on_full = POOL_ERROR;
+    if (random_below(&rng, 3) == 0) {
+        params.config.extend_data.percent = 80;
+        params.config.extend_data.step_bytes = 5 * BLOCK;
+        params.config.extend_data.limit_bytes = (DATA_BLOCKS + 30) * BLOCK;
+    }
     params.config.discards =
         random_below(&rng, 4) ? POOL_DISCARD_PASSDOWN : POOL_DISCARD_UNMAP;
     params.seed = random_u64(&rng);
@@ -524,21 +529,24 @@ recount(void)
 {
     struct device *mem = NULL;
     struct recount rc;
-    static unsigned char image[META_BLOCKS * 4096];
-    uint8_t *block0 = image;
+    size_t size = crash_disk_size(meta_disk); /* it grows by itself */
+    uint8_t *image = malloc(size), *block0 = image;
     bool blank = true;
 
-    crash_disk_read(meta_disk, 0, image, sizeof(image));
+    crash_disk_read(meta_disk, 0, image, size);
     for (unsigned i = 0; i < 4096 && blank; i++)
         blank = block0[i] == 0;
-    if (blank)
-        return; /* the format was not durable yet */
-    if (device_mem_open(loop, sizeof(image), &mem) < 0 ||
-        device_write_wait(mem, 0, image, sizeof(image), 0) < 0)
+    if (blank) { /* the format was not durable yet */
+        free(image);
+        return;
+    }
+    if (device_mem_open(loop, size, &mem) < 0 ||
+        device_write_wait(mem, 0, image, size, 0) < 0)
         die("no memory for the image");
     if (recount_image(mem, NULL, &rc) < 0)
         die("the recount differs: %s", rc.why);
     device_close_wait(mem);
+    free(image);
 }
 
 struct whole_read {

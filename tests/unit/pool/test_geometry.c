@@ -331,6 +331,75 @@ START_TEST(a_pool_grows_by_itself_up_to_its_limit)
 }
 END_TEST
 
+static int
+fill_scattered(struct volume *vol, unsigned nr)
+{
+    static unsigned char buf[512];
+    int r = 0;
+
+    for (unsigned i = 0; i < nr && r == 0; i++)
+        r = rig_write(&rig, vol, (uint64_t)(i * 7919 % nr) * 65536, buf, sizeof(buf));
+    return r;
+}
+
+static struct volume *
+open_small_metadata(bool extend)
+{
+    struct pool_params params = make_devices(2048 * 65536, 128);
+    struct volume *vol;
+
+    device_close_wait(meta_mem);
+    ck_assert_int_eq(device_mem_open(rig.loop, 1u << 20, &meta_mem), 0);
+    params.metadata = meta_mem;
+    params.leaf_max = params.internal_max = 6;
+    params.config.extend_metadata = extend;
+    ck_ok(rig_open(&rig, &params));
+    ck_ok(rig_create(&rig, "vol", 1200 * 65536));
+    ck_ok(rig_volume(&rig, "vol", &vol));
+    return vol;
+}
+
+START_TEST(metadata_grows_by_itself)
+{
+    struct volume *vol = open_small_metadata(true);
+    struct pool_info info;
+    struct recount rc;
+
+    ck_ok(fill_scattered(vol, 1200));
+    pool_get_info(rig.pool, &info);
+    ck_assert_int_eq(info.mode, POOL_WRITE);
+    ck_assert_uint_gt(info.metadata_size, 1u << 20);
+    volume_close(vol);
+    ck_ok(rig_commit(&rig));
+    ck_assert_msg(recount_image(meta_mem, NULL, &rc) == 0, "%s", rc.why);
+    ck_ok(rig_close(&rig, false));
+    sim_loop_destroy(rig.loop);
+}
+END_TEST
+
+START_TEST(full_metadata_refuses_writes_and_lets_discards_through)
+{
+    struct volume *vol = open_small_metadata(false);
+    struct pool_info info;
+    struct recount rc;
+
+    ck_code(fill_scattered(vol, 1200), NO_METADATA_SPACE);
+    pool_get_info(rig.pool, &info);
+    ck_assert_int_eq(info.mode, POOL_OUT_OF_METADATA_SPACE);
+    ck_ok(rig_io(&rig, vol, VOLUME_DISCARD, 0, 0, NULL, 1200 * 65536));
+    ck_ok(rig_flush(&rig, vol));
+    ck_ok(rig_commit(&rig));
+    pool_get_info(rig.pool, &info);
+    ck_assert_int_eq(info.mode, POOL_WRITE);
+    ck_ok(fill_scattered(vol, 50));
+    volume_close(vol);
+    ck_ok(rig_commit(&rig));
+    ck_assert_msg(recount_image(meta_mem, NULL, &rc) == 0, "%s", rc.why);
+    ck_ok(rig_close(&rig, false));
+    sim_loop_destroy(rig.loop);
+}
+END_TEST
+
 int
 main(void)
 {
@@ -346,6 +415,8 @@ main(void)
     tcase_add_test(tcase, a_device_without_a_pool_does_not_open);
     tcase_add_test(tcase, a_full_file_system_is_out_of_data_space_before_the_write);
     tcase_add_test(tcase, a_pool_grows_by_itself_up_to_its_limit);
+    tcase_add_test(tcase, metadata_grows_by_itself);
+    tcase_add_test(tcase, full_metadata_refuses_writes_and_lets_discards_through);
     suite_add_tcase(suite, tcase);
     runner = srunner_create(suite);
     srunner_run_all(runner, CK_ENV);
