@@ -6,6 +6,7 @@
 
 #include "core/base/checked.h"
 #include "core/base/cleanup.h"
+#include "core/offline/api_private.h"
 #include "core/offline/build.h"
 #include "core/offline/check.h"
 #include "core/offline/delta.h"
@@ -14,13 +15,7 @@
 #include "core/offline/shares.h"
 #include "core/offline/size.h"
 #include "core/offline/text_write.h"
-#include "core/offline/thinmeta.h"
 #include "core/offline/xml_read.h"
-
-struct thinmeta {
-    struct meta_source *src;
-    struct thinmeta_io io;
-};
 
 _Static_assert(sizeof(struct thinmeta_error) == sizeof(struct thin_error) &&
                    offsetof(struct thinmeta_error, text) ==
@@ -38,23 +33,6 @@ _Static_assert(THINMETA_E_CHECKSUM == -THIN_E_CHECKSUM &&
                    THINMETA_E_UNSUPPORTED == -THIN_E_UNSUPPORTED &&
                    THINMETA_E_CANCELLED == -THIN_E_CANCELLED,
                "the public codes are the table's");
-
-static struct thin_error *
-words(struct thinmeta_error *err)
-{
-    struct thin_error *e = (struct thin_error *)(void *)err;
-
-    if (e)
-        thin_error_init(e);
-    return e;
-}
-
-/* What a caller's function said, as a code. */
-static int
-said(int r)
-{
-    return r > 0 ? -THIN_E_CANCELLED : r;
-}
 
 const char *
 thinmeta_version(void)
@@ -78,12 +56,12 @@ thinmeta_open(const char *path, unsigned flags, struct thinmeta **ret,
     int r;
 
     if (!tm)
-        return thin_fail_code(words(err), -ENOMEM, "open %s", path);
+        return thin_fail_code(api_words(err), -ENOMEM, "open %s", path);
     r = source_open_path(path,
                          flags & THINMETA_WRITE    ? SOURCE_WRITE
                          : flags & THINMETA_SHARED ? SOURCE_READ_SHARED
                                                    : SOURCE_READ,
-                         &tm->src, words(err));
+                         &tm->src, api_words(err));
     if (r < 0) {
         free(tm);
         return r;
@@ -97,7 +75,7 @@ io_read(void *arg, uint64_t offset, void *buf, size_t len)
 {
     struct thinmeta *tm = arg;
 
-    return said(tm->io.read(tm->io.arg, offset, buf, len));
+    return api_said(tm->io.read(tm->io.arg, offset, buf, len));
 }
 
 static int
@@ -105,7 +83,7 @@ io_write(void *arg, uint64_t offset, const void *buf, size_t len)
 {
     struct thinmeta *tm = arg;
 
-    return said(tm->io.write(tm->io.arg, offset, buf, len));
+    return api_said(tm->io.write(tm->io.arg, offset, buf, len));
 }
 
 static int
@@ -113,7 +91,7 @@ io_flush(void *arg)
 {
     struct thinmeta *tm = arg;
 
-    return tm->io.flush ? said(tm->io.flush(tm->io.arg)) : 0;
+    return tm->io.flush ? api_said(tm->io.flush(tm->io.arg)) : 0;
 }
 
 static const struct source_ops io_ops = {
@@ -130,16 +108,16 @@ thinmeta_open_io(const struct thinmeta_io *io, struct thinmeta **ret,
     int r;
 
     if (io->size < sizeof(*io) || !io->read || io->device_bytes < METADATA_BLOCK_SIZE)
-        return thin_fail(words(err), -THIN_E_INVALID,
+        return thin_fail(api_words(err), -THIN_E_INVALID,
                          "struct thinmeta_io is not filled as it must be");
     tm = calloc(1, sizeof(*tm));
     if (!tm)
-        return thin_fail_code(words(err), -ENOMEM, "open");
+        return thin_fail_code(api_words(err), -ENOMEM, "open");
     memcpy(&tm->io, io, sizeof(tm->io));
     r = source_open_ops(&io_ops, tm, io->device_bytes, io->write != NULL, &tm->src);
     if (r < 0) {
         free(tm);
-        return thin_fail_code(words(err), r, "open");
+        return thin_fail_code(api_words(err), r, "open");
     }
     *ret = tm;
     return 0;
@@ -178,7 +156,7 @@ thinmeta_get_info(struct thinmeta *tm, unsigned where, struct thinmeta_info *ret
 {
     struct thinmeta_info info = {.size = ret->size};
     struct live_pool pool;
-    int r = open_pool(tm, where, &pool, words(err));
+    int r = open_pool(tm, where, &pool, api_words(err));
 
     if (r < 0)
         return r;
@@ -219,7 +197,7 @@ list_pool(struct live_pool *pool, thinmeta_device_fn *fn, void *arg,
             .highest_block = shares[i].highest,
         };
 
-        r = said(fn(arg, &out));
+        r = api_said(fn(arg, &out));
     }
     return r;
 }
@@ -229,7 +207,7 @@ thinmeta_list(struct thinmeta *tm, unsigned where, thinmeta_device_fn *fn, void 
               struct thinmeta_error *err)
 {
     struct live_pool pool;
-    int r = open_pool(tm, where, &pool, words(err));
+    int r = open_pool(tm, where, &pool, api_words(err));
 
     if (r < 0)
         return r;
@@ -266,7 +244,7 @@ map_run(void *arg, const struct ir_run *run)
     struct mapper *m = arg;
     struct thinmeta_run out = {run->virt, run->data, run->len, run->time};
 
-    return said(m->fn(m->arg, &out));
+    return api_said(m->fn(m->arg, &out));
 }
 
 static int
@@ -293,16 +271,16 @@ thinmeta_map(struct thinmeta *tm, unsigned where, uint64_t dev_id, thinmeta_run_
     struct mapper m = {fn, arg};
     struct live_pool pool;
     bool found;
-    int r = open_pool(tm, where, &pool, words(err));
+    int r = open_pool(tm, where, &pool, api_words(err));
 
     if (r < 0)
         return r;
     found = live_find(&pool, dev_id);
     live_close(&pool);
     if (!found)
-        return thin_fail(words(err), -THIN_E_NOT_FOUND, "there is no device %llu",
+        return thin_fail(api_words(err), -THIN_E_NOT_FOUND, "there is no device %llu",
                          (unsigned long long)dev_id);
-    return live_read(tm->src, &opts, &map_visitor, &m, words(err));
+    return live_read(tm->src, &opts, &map_visitor, &m, api_words(err));
 }
 
 struct delta_caller {
@@ -317,7 +295,7 @@ delta_run(void *arg, const struct delta_run *run)
     struct thinmeta_delta_run out = {(int)run->kind, run->begin, run->len, run->left,
                                      run->right};
 
-    return said(c->fn(c->arg, &out));
+    return api_said(c->fn(c->arg, &out));
 }
 
 int
@@ -328,16 +306,17 @@ thinmeta_delta(struct thinmeta *tm, unsigned where, uint64_t left, uint64_t righ
     struct delta_caller c = {fn, arg};
     const struct live_device *l, *r_dev;
     struct live_pool pool;
-    int r = open_pool(tm, where, &pool, words(err));
+    int r = open_pool(tm, where, &pool, api_words(err));
 
     if (r < 0)
         return r;
     l = live_find(&pool, left);
     r_dev = live_find(&pool, right);
     if (l && r_dev)
-        r = delta_devices(&pool, l, r_dev, differences_only, delta_run, &c, words(err));
+        r = delta_devices(&pool, l, r_dev, differences_only, delta_run, &c,
+                          api_words(err));
     else
-        r = thin_fail(words(err), -THIN_E_NOT_FOUND, "there is no device %llu",
+        r = thin_fail(api_words(err), -THIN_E_NOT_FOUND, "there is no device %llu",
                       (unsigned long long)(l ? right : left));
     live_close(&pool);
     return r;
@@ -353,7 +332,7 @@ write_bytes(void *arg, const char *bytes, size_t len)
 {
     struct write_caller *c = arg;
 
-    return said(c->fn(c->arg, bytes, len));
+    return api_said(c->fn(c->arg, bytes, len));
 }
 
 int
@@ -372,7 +351,7 @@ thinmeta_dump(struct thinmeta *tm, const struct thinmeta_dump_options *opts,
     if (opts)
         memcpy(&o, opts, min_u64(opts->size, sizeof(o)));
     if (o.format < THINMETA_XML || o.format > THINMETA_JSON)
-        return thin_fail(words(err), -THIN_E_INVALID, "unknown format %d", o.format);
+        return thin_fail(api_words(err), -THIN_E_INVALID, "unknown format %d", o.format);
     live = (struct live_options){.metadata_snap = o.where == THINMETA_SNAP,
                                  .skip_mappings = o.skip_mappings,
                                  .lenient = o.lenient,
@@ -380,8 +359,8 @@ thinmeta_dump(struct thinmeta *tm, const struct thinmeta_dump_options *opts,
                                  .dev_id = o.dev_id};
     r = textbuf_init(&text, write_bytes, &c);
     if (r < 0)
-        return thin_fail_code(words(err), r, "dump");
-    r = live_read(tm->src, &live, forms[o.format], &writer, words(err));
+        return thin_fail_code(api_words(err), r, "dump");
+    r = live_read(tm->src, &live, forms[o.format], &writer, api_words(err));
     textbuf_fini(&text);
     return r;
 }
@@ -398,13 +377,13 @@ tell(const struct thinmeta_check_options *o, const struct report *rep)
         struct thinmeta_finding out = {(int)f->class, report_place_name(f->place),
                                        f->block, f->text};
 
-        r = said(o->finding(o->arg, &out));
+        r = api_said(o->finding(o->arg, &out));
     }
     for (size_t i = 0; i < rep->nr_affected && r >= 0 && o->affected; i++) {
         const struct affected *a = &rep->affected[i];
         struct thinmeta_affected out = {a->dev_id, a->begin, a->last, a->held, a->block};
 
-        r = said(o->affected(o->arg, &out));
+        r = api_said(o->affected(o->arg, &out));
     }
     return r;
 }
@@ -447,14 +426,14 @@ thinmeta_check(struct thinmeta *tm, const struct thinmeta_check_options *opts,
                                         .metadata_snap = o.where == THINMETA_SNAP};
     if ((o.auto_repair || o.clear_needs_check) &&
         (o.super_block_only || o.skip_mappings || o.where == THINMETA_SNAP))
-        return thin_fail(words(err), -THIN_E_INVALID,
+        return thin_fail(api_words(err), -THIN_E_INVALID,
                          "only a full check may change anything");
     report_init(&rep);
-    r = check_run(tm->src, &check_opts, &rep, &res, words(err));
+    r = check_run(tm->src, &check_opts, &rep, &res, api_words(err));
     if (r >= 0)
         r = tell(&o, &rep);
     if (r >= 0)
-        r = mend(tm, &o, &rep, &res, &out.mended, words(err));
+        r = mend(tm, &o, &rep, &res, &out.mended, api_words(err));
     out.nr_damage = rep.nr_class[REPORT_DAMAGE];
     out.nr_notes = rep.nr_class[REPORT_NOTE];
     out.leaked_metadata_blocks = res.leaked_metadata;
@@ -485,11 +464,11 @@ thinmeta_format(struct thinmeta *tm, uint64_t data_block_bytes, uint64_t data_by
 
     if (!data_block_bytes || data_block_bytes % SECTOR_SIZE ||
         data_block_bytes / SECTOR_SIZE > DATA_BLOCK_SECTORS_MAX)
-        return thin_fail(words(err), -THIN_E_INVALID,
+        return thin_fail(api_words(err), -THIN_E_INVALID,
                          "a data block is a multiple of 64 KiB, up to 1 GiB");
     ir.data_block_size = (uint32_t)(data_block_bytes / SECTOR_SIZE);
     ir.nr_data_blocks = data_bytes / data_block_bytes;
-    r = builder_init(&b, tm->src, NULL, words(err));
+    r = builder_init(&b, tm->src, NULL, api_words(err));
     b.keep_trailer = true; /* zeros: a new pool has no catalogue */
     if (r >= 0)
         r = builder_visitor.superblock(&b, &ir);
@@ -504,10 +483,10 @@ thinmeta_restore(struct thinmeta *tm, thinmeta_read_fn *fn, void *arg,
                  struct thinmeta_error *err)
 {
     struct builder b;
-    int r = builder_init(&b, tm->src, NULL, words(err));
+    int r = builder_init(&b, tm->src, NULL, api_words(err));
 
     if (r >= 0)
-        r = xml_read(fn, arg, &builder_visitor, &b, words(err));
+        r = xml_read(fn, arg, &builder_visitor, &b, api_words(err));
     builder_fini(&b);
     return r;
 }

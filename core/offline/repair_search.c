@@ -100,8 +100,12 @@ root_rank(struct repair_plan *plan, const struct live_device *dev, mblock_t leaf
            (live ? 1u : 0);
 }
 
+/* Whether a top-level leaf may bring devices of which there are no details. */
+enum new_ids { NEW_NONE, NEW_LIVE, NEW_ALL };
+
 static int
-weigh_leaf(struct repair_plan *plan, mblock_t leaf, const uint8_t *data, bool new_ids)
+weigh_leaf(struct repair_plan *plan, mblock_t leaf, const uint8_t *data,
+           enum new_ids new_ids)
 {
     struct scan *scan = &plan->scan;
     bool leaf_live = scan->counts_known && (scan->blocks[leaf].flags & SCAN_LIVE);
@@ -116,8 +120,9 @@ weigh_leaf(struct repair_plan *plan, mblock_t leaf, const uint8_t *data, bool ne
         if (id > DEV_ID_MAX || !is_tree_node(scan, root))
             continue;
         known = live_find(&plan->pool, id);
-        /* An id that no record knows may be of a device that was deleted long ago. */
-        if (!known && !(new_ids || leaf_live))
+        /* An id that no record knows may be of a device that was deleted long ago, or
+           of one that only the held snapshot has. */
+        if (!known && !(new_ids == NEW_ALL || (new_ids == NEW_LIVE && leaf_live)))
             continue;
         dev = repair_device(plan, id);
         if (!dev)
@@ -140,7 +145,7 @@ weigh_leaf(struct repair_plan *plan, mblock_t leaf, const uint8_t *data, bool ne
 }
 
 static int
-search_roots(struct repair_plan *plan, bool new_ids)
+search_roots(struct repair_plan *plan, enum new_ids new_ids)
 {
     struct scan *scan = &plan->scan;
     AUTO_FREE uint8_t *data = malloc(METADATA_BLOCK_SIZE);
@@ -236,7 +241,9 @@ repair_search(struct repair_plan *plan, bool top_whole, bool details_whole,
         if (plan->pool.devices[i].have_details)
             details_lost = false;
     if (r >= 0)
-        r = search_roots(plan, !top_whole && details_lost);
+        r = search_roots(plan, details_whole || top_whole ? NEW_NONE
+                               : details_lost             ? NEW_ALL
+                                                          : NEW_LIVE);
     if (r < 0)
         return thin_fail_code(err, r, "repair");
     if (plan->scan.counts_known)

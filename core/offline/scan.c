@@ -56,9 +56,13 @@ node_seen(void *arg, size_t index, const uint8_t *data, int code)
         s->kind = SCAN_SUPERBLOCK;
     else if (block_check(BLOCK_NODE, data, b, NULL) == 0)
         note_node(s, data);
-    else if (p->scan->nr_indexes < SCAN_INDEXES_MAX &&
-             block_check(BLOCK_INDEX, data, b, NULL) == 0)
-        p->scan->indexes[p->scan->nr_indexes++] = b;
+    else if (block_check(BLOCK_BITMAP, data, b, NULL) == 0)
+        s->kind = SCAN_MAP;
+    else if (block_check(BLOCK_INDEX, data, b, NULL) == 0) {
+        s->kind = SCAN_MAP;
+        if (p->scan->nr_indexes < SCAN_INDEXES_MAX)
+            p->scan->indexes[p->scan->nr_indexes++] = b;
+    }
     return 0;
 }
 
@@ -191,7 +195,8 @@ read_counts(struct scan *scan, mblock_t index_block, bool *ret_good)
 
 struct index_score {
     uint64_t time, trans_id;
-    int64_t nodes; /* live blocks that are nodes, less those that are nothing known */
+    uint64_t mapped; /* by the details: pools grow more often than they shrink */
+    int64_t nodes;   /* live blocks that are nodes, less those that are nothing known */
 };
 
 static bool
@@ -199,7 +204,9 @@ is_better(const struct index_score *a, const struct index_score *b)
 {
     if (a->time != b->time)
         return a->time > b->time;
-    return a->trans_id != b->trans_id ? a->trans_id > b->trans_id : a->nodes > b->nodes;
+    if (a->trans_id != b->trans_id)
+        return a->trans_id > b->trans_id;
+    return a->mapped != b->mapped ? a->mapped > b->mapped : a->nodes > b->nodes;
 }
 
 static void
@@ -215,6 +222,7 @@ score_details(struct scan *scan, mblock_t b, uint8_t *data, struct index_score *
         device_details_decode(&d, node_value(data, i));
         score->time = max_u64(score->time, d.snapshotted_time);
         score->trans_id = max_u64(score->trans_id, d.transaction_id);
+        score->mapped += d.mapped_blocks;
     }
 }
 

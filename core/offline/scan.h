@@ -15,7 +15,8 @@ enum scan_kind {
     SCAN_INTERNAL,
     SCAN_LEAF,    /* 8-byte values: mappings, or the top level */
     SCAN_DETAILS, /* a leaf of details */
-    SCAN_SUPERBLOCK
+    SCAN_SUPERBLOCK,
+    SCAN_MAP, /* a bitmap or index block */
 };
 
 struct scan_block {

@@ -219,6 +219,51 @@ typedef long thinmeta_read_fn(void *arg, char *buf, size_t room);
 THINMETA_API int thinmeta_restore(struct thinmeta *tm, thinmeta_read_fn *fn, void *arg,
                                   struct thinmeta_error *err);
 
+/*
+ * Rebuilds onto `dst` what is left in `src`, which is only read. With dst NULL nothing is
+ * built: the callbacks tell what would be kept and lost. The three numbers are needed
+ * when the superblock is lost; 0 leaves what is recorded.
+ */
+struct thinmeta_repaired {
+    uint64_t dev_id, kept_mappings, recorded_mappings;
+    int found_elsewhere; /* the way to it was lost; it was found by searching */
+    int record_lost;     /* its details were made up: all blocks count as shared */
+};
+typedef int thinmeta_repaired_fn(void *arg, const struct thinmeta_repaired *dev);
+struct thinmeta_repair_options {
+    size_t size;
+    uint64_t transaction_id, data_block_bytes, nr_data_blocks;
+    int have_transaction_id;
+    thinmeta_repaired_fn *device;
+    thinmeta_affected_fn *lost;
+    void *arg;
+};
+THINMETA_API int thinmeta_repair(struct thinmeta *src, struct thinmeta *dst,
+                                 const struct thinmeta_repair_options *opts,
+                                 struct thinmeta_error *err);
+
+/* A small file with all metadata and no user data; and the way back. */
+THINMETA_API int thinmeta_pack(struct thinmeta *tm, thinmeta_write_fn *fn, void *arg,
+                               struct thinmeta_error *err);
+THINMETA_API int thinmeta_unpack(struct thinmeta *tm, thinmeta_read_fn *fn, void *arg,
+                                 struct thinmeta_error *err);
+
+/* Who maps data blocks [begin, end): each leaf once, for the first device that reaches
+   it. Ascending by data block. */
+struct thinmeta_rmap_run {
+    uint64_t data_block, dev_id, virtual_block, length;
+};
+typedef int thinmeta_rmap_fn(void *arg, const struct thinmeta_rmap_run *run);
+THINMETA_API int thinmeta_rmap(struct thinmeta *tm, uint64_t begin, uint64_t end,
+                               thinmeta_rmap_fn *fn, void *arg,
+                               struct thinmeta_error *err);
+
+/* Data blocks [begin, end) that are free, in bytes of the data device; only after a full
+   check without fault, else THINMETA_E_INVALID or a code of the check. */
+typedef int thinmeta_free_fn(void *arg, uint64_t begin_byte, uint64_t end_byte);
+THINMETA_API int thinmeta_free_space(struct thinmeta *tm, thinmeta_free_fn *fn, void *arg,
+                                     struct thinmeta_error *err);
+
 /* Bytes that a metadata device should have. 0 for a block size that is none. */
 THINMETA_API uint64_t thinmeta_size(uint64_t data_block_bytes, uint64_t pool_bytes,
                                     uint64_t max_devices);
