@@ -368,6 +368,23 @@ job_find_room(struct admin_job *job)
     }
 }
 
+/* Memory follows first: nobody must find what is about to go. */
+static void
+job_begin_bare(struct admin_job *job)
+{
+    struct catalogue *cat = job->pool->catalogue;
+    int r = catalogue_records_reserve(&cat->records, job->change.nr);
+
+    if (r < 0) {
+        thin_fail_code(&job->err, r, "%s", job->kind->name);
+        job_fail(job, r, &job->err);
+        return;
+    }
+    catalogue_change_apply_records(cat, &job->change);
+    catalogue_change_fini(&job->change);
+    job_operate(job);
+}
+
 static void
 job_begin(struct admin_job *job)
 {
@@ -403,6 +420,11 @@ job_begin(struct admin_job *job)
         job_fail(job, -THIN_E_NO_DATA_SPACE, &err);
         return;
     }
+    if (job->bare && cat->unrecorded) {
+        job_begin_bare(job);
+        return;
+    }
+    job->bare = false;
     if (!cat->present || cat->unrecorded) {
         job_wait_checkpoint(job, false);
         return;
@@ -425,6 +447,12 @@ checkpoint_told(struct admin *admin, int result, const struct thin_error *err)
     admin->waiting = WAITS_FOR_NOTHING;
     if (!job || job_is_doomed(job))
         return;
+    if (job->kind->bare && !job->bare && admin->pool->catalogue->unrecorded &&
+        (result == -THIN_E_NO_DATA_SPACE || result == -THIN_E_NO_METADATA_SPACE ||
+         result == -THIN_E_LIMIT)) {
+        job->bare = true;
+        result = 0;
+    }
     if (result < 0)
         job_fail(job, result, err);
     else

@@ -45,12 +45,32 @@ delete_plan(struct admin_job *job, struct thin_error *err)
     return 0;
 }
 
+/*
+ * In an imported pool that is full there is no room for a catalogue, and nothing but a
+ * delete makes some. Then the device goes step by step before the answer: after a crash
+ * what is left of it is there again.
+ */
+static int
+delete_apply_bare(struct admin_job *job, struct thin_error *err)
+{
+    int r =
+        metadata_delete_step(job->pool->md, job->dev_id, DELETE_BUDGET, &job->flag, err);
+
+    if (r == -THIN_E_NOT_FOUND) {
+        job->flag = true;
+        return 0;
+    }
+    return r;
+}
+
 static int
 delete_apply(struct admin_job *job, struct thin_error *err)
 {
     bool gone;
     int r;
 
+    if (job->bare)
+        return delete_apply_bare(job, err);
     if (volume_core_find(job->pool, job->dev_id))
         return thin_fail(err, -THIN_E_BUSY, "volume %s is open", job->name);
     if (job->no_first_step)
@@ -69,6 +89,11 @@ delete_apply(struct admin_job *job, struct thin_error *err)
 static bool
 delete_applied(struct admin_job *job)
 {
+    if (job->bare) {
+        if (job->flag)
+            catalogue_records_remove(&job->pool->catalogue->records, job->dev_id);
+        return !job->flag;
+    }
     admin_background_kick(job->pool->admin);
     return false;
 }
@@ -76,6 +101,7 @@ delete_applied(struct admin_job *job)
 static const struct admin_kind delete_kind = {
     .name = "delete a volume",
     .purse = TM_RESERVE,
+    .bare = true,
     .plan = delete_plan,
     .apply = delete_apply,
     .applied = delete_applied,

@@ -31,6 +31,7 @@ struct admin_kind {
     enum tm_purse purse;
     bool grows;      /* may be refused for want of room; others must fit */
     bool no_records; /* touches no catalogue: no plan, no room */
+    bool bare;       /* possible without a catalogue, where there is no room for one */
     bool degraded;   /* also while the catalogue is damaged (with no_records) */
     /* Judges by what stands in memory and fills job->change; an empty change is no change,
        answered when all before it is durable. May be called again. */
@@ -61,6 +62,7 @@ struct admin_job {
     struct catalogue_change change;
     bool again;         /* the operation found that the plan must be another */
     bool looked;        /* learned_* tell what it found */
+    bool bare;          /* without a catalogue: memory has followed already */
     bool no_first_step; /* of a delete: its tree makes trouble */
     bool doomed;        /* a roll-back came between */
     unsigned tries;

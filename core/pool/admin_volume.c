@@ -419,6 +419,7 @@ attach_plan(struct admin_job *job, struct thin_error *err)
 static const struct admin_kind attach_kind = {
     .name = "attach a volume",
     .purse = TM_RESERVE,
+    .bare = true, /* a full imported pool is served; its epochs live in memory */
     .plan = attach_plan,
 };
 

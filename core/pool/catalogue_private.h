@@ -124,6 +124,9 @@ void catalogue_change_set_trailer(struct catalogue *cat,
                                   const struct catalogue_change *change);
 /* The operation was kept: memory follows. Frees nothing but what it replaces. */
 void catalogue_change_apply(struct catalogue *cat, struct catalogue_change *change);
+/* The part of it that is about the records; they were reserved. */
+void catalogue_change_apply_records(struct catalogue *cat,
+                                    struct catalogue_change *change);
 void catalogue_change_fini(struct catalogue_change *change);
 /* Adds to the change; takes `record`. */
 void catalogue_change_put(struct catalogue_change *change,

@@ -132,6 +132,12 @@ void
 catalogue_change_apply(struct catalogue *cat, struct catalogue_change *change)
 {
     cat->trailer.root = change->root;
+    catalogue_change_apply_records(cat, change);
+}
+
+void
+catalogue_change_apply_records(struct catalogue *cat, struct catalogue_change *change)
+{
     for (uint32_t i = 0; i < change->nr; i++) {
         if (change->items[i].record)
             catalogue_records_put(&cat->records, take(change->items[i].record));

@@ -383,6 +383,35 @@ START_TEST(a_cut_while_the_catalogue_is_made_leaves_the_foreign_pool)
 }
 END_TEST
 
+START_TEST(a_full_foreign_pool_is_served_and_a_delete_makes_room)
+{
+    kernel_begin(true);
+    md_op(metadata_create_thin(md, 1, &rig.err));
+    md_op(metadata_create_thin(md, 2, &rig.err));
+    for (uint32_t i = 0; i < 256; i++)
+        md_op(map_one(1 + (i & 1), i));
+    kernel_end();
+    rig.params.import = true;
+    rig_open(false);
+    ck_assert_str_eq(names(), "thin-1 thin-2");
+    rig_fails(rig_create_async("mine", 512, RIG_DONE), NO_DATA_SPACE);
+    rig_fails(pool_volume_rename(rig.pool, "thin-1", "one", RIG_DONE), NO_DATA_SPACE);
+    rig_fill("thin-1", 0, RIG_BLOCK, 3);
+    rig.params.import = false;
+    rig_reopen();
+    ck_assert_str_eq(names(), "thin-1 thin-2");
+    rig_ok(pool_volume_delete(rig.pool, "thin-2", RIG_DONE));
+    rig_cut();
+    rig_open(false);
+    ck_assert_str_eq(names(), "thin-1");
+    rig_create("mine", 512);
+    rig_reopen();
+    ck_assert_str_eq(names(), "mine thin-1");
+    ck_assert(!rig.pool->catalogue->unrecorded);
+    ck_assert(rig_holds("thin-1", 0, RIG_BLOCK, 3));
+}
+END_TEST
+
 /* ---- a lost trailer, damaged pages ---------------------------------------------------------- */
 
 static void
@@ -609,6 +638,7 @@ main(void)
     tcase_add_test(foreign, the_administrator_gives_names_and_sizes);
     tcase_add_test(foreign, many_foreign_devices_are_recorded_by_the_first_change);
     tcase_add_test(foreign, a_cut_while_the_catalogue_is_made_leaves_the_foreign_pool);
+    tcase_add_test(foreign, a_full_foreign_pool_is_served_and_a_delete_makes_room);
     tcase_add_test(ours, a_lost_trailer_is_found_again_when_the_catalogue_is_named);
     tcase_add_test(ours, a_damaged_page_is_found_and_nothing_is_changed_over_it);
     tcase_add_test(ours, a_damaged_catalogue_can_be_left_behind);
