@@ -21,7 +21,13 @@ struct attachment {
     struct volume *volume;
     bool read_only;
     uint64_t epoch;
+    /* Somebody else took the volume, or its pool was closed: every change is STALE from
+       now on. NULL: nobody wants to know. From inside somebody else's call. */
+    void (*fenced)(void *arg);
+    void *fenced_arg;
     /* The table's. */
+    unsigned generation;
+    unsigned in_flight; /* changes */
     struct attach_volume *entry;
     TAILQ_ENTRY(attachment) link;
 };
@@ -50,8 +56,30 @@ void attach_open(struct attach_table *table, const struct attach_request *reques
 /* No request of it in flight. Frees it. */
 void attach_close(struct attach_table *table, struct attachment *attachment);
 
-/* 0, or -THIN_E_STALE: somebody else attached since. For changes, at submission. */
+/* 0, or -THIN_E_STALE: somebody else attached since; -THIN_E_READ_ONLY. */
 int attach_check(const struct attachment *attachment, uint64_t epoch);
+/*
+ * The same for a change at its submission; 0: it is counted until attach_end, and who
+ * takes the volume over is answered only when it has ended, so that no old write lands
+ * after a new one.
+ */
+int attach_begin(struct attachment *attachment, uint64_t epoch);
+void attach_end(struct attachment *attachment);
+
+/*
+ * Around a rename: nobody opens either name in between; who has the volume open keeps
+ * it under its new name. -THIN_E_BUSY while it is being opened or renamed.
+ */
+int attach_rename_begin(struct attach_table *table, const char *pool, const char *volume,
+                        const char *new_name, struct thin_error *err);
+void attach_rename_end(struct attach_table *table, const char *pool, const char *volume,
+                       const char *new_name, bool renamed);
+
+/* The pool was closed by force: what is attached in it is attached no more. */
+void attach_pool_gone(struct attach_table *table, const char *pool);
+
+/* The pool's name; the volume's is volume_name(attachment->volume). */
+const char *attach_pool_name(const struct attachment *attachment);
 
 /* Who holds it read-write now: identity, or "" . */
 const char *attach_holder(const struct attach_table *table, const char *pool,

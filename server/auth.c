@@ -17,6 +17,13 @@ struct auth {
     char *path;
     struct auth_rule *rules;
     unsigned nr_rules;
+    bool changing;
+};
+
+struct auth_change {
+    char *path; /* borrowed */
+    struct auth_rule *rules;
+    unsigned nr_rules;
 };
 
 static const char *const right_names[] = {"none", "read", "write", "manage", "admin"};
@@ -228,6 +235,41 @@ auth_right_on(const struct auth *auth, const struct auth_peer *peer, const char 
     return best;
 }
 
+bool
+auth_is_server_admin(const struct auth *auth, const struct auth_peer *peer)
+{
+    if (peer->local_admin)
+        return true;
+    for (unsigned i = 0; i < auth->nr_rules; i++)
+        if (auth->rules[i].right == AUTH_ADMIN && !strcmp(auth->rules[i].glob, "*") &&
+            is_subject(&auth->rules[i], peer))
+            return true;
+    return false;
+}
+
+bool
+auth_may_know_pool(const struct auth *auth, const struct auth_peer *peer,
+                   const char *pool)
+{
+    if (peer->local_admin)
+        return true;
+    for (unsigned i = 0; i < auth->nr_rules; i++) {
+        char glob[AUTH_GLOB_MAX];
+        char *slash;
+
+        if (!is_subject(&auth->rules[i], peer))
+            continue;
+        snprintf(glob, sizeof(glob), "%s", auth->rules[i].glob);
+        slash = strchr(glob, '/');
+        if (!slash)
+            continue;
+        *slash = '\0';
+        if (glob_match(glob, pool))
+            return true;
+    }
+    return false;
+}
+
 int
 auth_check(const struct auth *auth, const struct auth_peer *peer, const char *object,
            enum auth_right wanted, struct thin_error *err)
@@ -244,30 +286,30 @@ auth_check(const struct auth *auth, const struct auth_peer *peer, const char *ob
 }
 
 /* A new file beside the old one, durable before it takes its place. */
-static int
-write_rules(const struct auth *auth, const struct auth_rule *rules, unsigned nr,
-            struct thin_error *err)
+int
+auth_write(const struct auth_change *change, struct thin_error *err)
 {
+    const char *path = change->path;
     AUTO_FREE char *tmp = NULL;
     FILE *file;
     bool ok;
 
-    if (asprintf(&tmp, "%s.new", auth->path) < 0)
+    if (asprintf(&tmp, "%s.new", path) < 0)
         return thin_fail_code(err, -ENOMEM, "write the access rules");
     file = fopen(tmp, "we");
     if (!file)
         return thin_fail_code(err, -errno, "write the access rules %s", tmp);
     fprintf(file, "# WHO RIGHT GLOB; written by thincli access\n");
-    for (unsigned i = 0; i < nr; i++)
-        fprintf(file, "%s %s %s\n", rules[i].who, right_names[rules[i].right],
-                rules[i].glob);
+    for (unsigned i = 0; i < change->nr_rules; i++)
+        fprintf(file, "%s %s %s\n", change->rules[i].who,
+                right_names[change->rules[i].right], change->rules[i].glob);
     ok = fflush(file) == 0 && fsync(fileno(file)) == 0 && !ferror(file);
     ok = fclose(file) == 0 && ok;
-    if (!ok || rename(tmp, auth->path) < 0) {
+    if (!ok || rename(tmp, path) < 0) {
         int r = -errno;
 
         unlink(tmp);
-        return thin_fail_code(err, r, "write the access rules %s", auth->path);
+        return thin_fail_code(err, r, "write the access rules %s", path);
     }
     return 0;
 }
@@ -283,61 +325,88 @@ find_rule(const struct auth *auth, const struct auth_rule *rule)
     return -1;
 }
 
+/* A change with room for `nr` rules, none of them set. */
 static int
-replace_rules(struct auth *auth, struct auth_rule *rules, unsigned nr,
-              struct thin_error *err)
+begin_change(struct auth *auth, unsigned nr, struct auth_change **ret,
+             struct thin_error *err)
 {
-    int r = write_rules(auth, rules, nr, err);
+    struct auth_change *change;
 
-    if (r < 0) {
-        free(rules);
-        return r;
+    if (auth->changing)
+        return thin_fail(err, -THIN_E_BUSY, "the access rules are being changed");
+    change = calloc(1, sizeof(*change));
+    if (change)
+        change->rules = calloc(nr ? nr : 1, sizeof(*change->rules));
+    if (!change || !change->rules) {
+        free(change);
+        return thin_fail_code(err, -ENOMEM, "change the access rules");
     }
-    free(auth->rules);
-    auth->rules = rules;
-    auth->nr_rules = nr;
+    change->path = auth->path;
+    auth->changing = true;
+    *ret = change;
     return 0;
 }
 
 int
-auth_grant(struct auth *auth, const struct auth_rule *rule, struct thin_error *err)
+auth_begin_grant(struct auth *auth, const struct auth_rule *rule,
+                 struct auth_change **ret, struct thin_error *err)
 {
-    struct auth_rule *rules;
+    struct auth_change *change;
     int r = check_rule(rule, err);
 
     if (r < 0)
         return r;
-    if (find_rule(auth, rule) >= 0)
+    if (find_rule(auth, rule) >= 0) {
+        *ret = NULL;
         return 0;
+    }
     if (auth->nr_rules == AUTH_RULES_MAX)
         return thin_fail(err, -THIN_E_LIMIT, "no more than %u access rules",
                          AUTH_RULES_MAX);
-    rules = calloc(auth->nr_rules + 1, sizeof(*rules));
-    if (!rules)
-        return thin_fail_code(err, -ENOMEM, "grant");
+    r = begin_change(auth, auth->nr_rules + 1, &change, err);
+    if (r < 0)
+        return r;
     if (auth->nr_rules)
-        memcpy(rules, auth->rules, auth->nr_rules * sizeof(*rules));
-    rules[auth->nr_rules] = *rule;
-    return replace_rules(auth, rules, auth->nr_rules + 1, err);
+        memcpy(change->rules, auth->rules, auth->nr_rules * sizeof(*auth->rules));
+    change->rules[auth->nr_rules] = *rule;
+    change->nr_rules = auth->nr_rules + 1;
+    *ret = change;
+    return 0;
 }
 
 int
-auth_revoke(struct auth *auth, const struct auth_rule *rule, struct thin_error *err)
+auth_begin_revoke(struct auth *auth, const struct auth_rule *rule,
+                  struct auth_change **ret, struct thin_error *err)
 {
     int at = find_rule(auth, rule);
-    struct auth_rule *rules;
-    unsigned n = 0;
+    struct auth_change *change;
+    int r;
 
     if (at < 0)
         return thin_fail(err, -THIN_E_NOT_FOUND, "no such rule: %s %s %s", rule->who,
                          right_names[rule->right], rule->glob);
-    rules = calloc(auth->nr_rules, sizeof(*rules));
-    if (!rules)
-        return thin_fail_code(err, -ENOMEM, "revoke");
+    r = begin_change(auth, auth->nr_rules, &change, err);
+    if (r < 0)
+        return r;
     for (unsigned i = 0; i < auth->nr_rules; i++)
         if ((int)i != at)
-            rules[n++] = auth->rules[i];
-    return replace_rules(auth, rules, n, err);
+            change->rules[change->nr_rules++] = auth->rules[i];
+    *ret = change;
+    return 0;
+}
+
+void
+auth_end(struct auth *auth, struct auth_change *change, bool written)
+{
+    if (written) {
+        free(auth->rules);
+        auth->rules = change->rules;
+        auth->nr_rules = change->nr_rules;
+    } else {
+        free(change->rules);
+    }
+    free(change);
+    auth->changing = false;
 }
 
 unsigned

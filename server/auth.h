@@ -57,6 +57,13 @@ void auth_peer_cert(struct auth_peer *ret, const char *identity);
 enum auth_right auth_right_on(const struct auth *auth, const struct auth_peer *peer,
                               const char *object);
 
+/* Admin of the whole server: locally, or by a rule of admin on `*`. */
+bool auth_is_server_admin(const struct auth *auth, const struct auth_peer *peer);
+
+/* True if a rule gives `peer` a right on volumes of the pool, there or not. */
+bool auth_may_know_pool(const struct auth *auth, const struct auth_peer *peer,
+                        const char *pool);
+
 /*
  * 0, or: -THIN_E_NOT_FOUND in the words of a missing object, for who has no right at
  * all on it; -THIN_E_DENIED for who has a smaller one.
@@ -64,9 +71,18 @@ enum auth_right auth_right_on(const struct auth *auth, const struct auth_peer *p
 int auth_check(const struct auth *auth, const struct auth_peer *peer, const char *object,
                enum auth_right wanted, struct thin_error *err);
 
-/* Changes are in the file when these return; they wait for it: helper thread. */
-int auth_grant(struct auth *auth, const struct auth_rule *rule, struct thin_error *err);
-int auth_revoke(struct auth *auth, const struct auth_rule *rule, struct thin_error *err);
+/*
+ * A change of the rules in three steps, one change at a time (-THIN_E_BUSY): begun on the
+ * main loop, written by the helper thread (it waits for the disk), ended on the main
+ * loop, where it takes effect if it was written. *ret NULL with 0: nothing to change.
+ */
+struct auth_change;
+int auth_begin_grant(struct auth *auth, const struct auth_rule *rule,
+                     struct auth_change **ret, struct thin_error *err);
+int auth_begin_revoke(struct auth *auth, const struct auth_rule *rule,
+                      struct auth_change **ret, struct thin_error *err);
+int auth_write(const struct auth_change *change, struct thin_error *err);
+void auth_end(struct auth *auth, struct auth_change *change, bool written);
 unsigned auth_rules(const struct auth *auth, const struct auth_rule **ret_rules);
 
 #endif

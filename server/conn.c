@@ -18,6 +18,10 @@
 #include "server/stream.h"
 
 #define RECV_BYTES           (256u << 10) /* read from the socket at once */
+#define HELLO_BYTES_MAX      4096u        /* of the first message */
+#define OUT_ROOM             (1u << 20)   /* bytes queued at which long answers pause */
+#define BROKEN_LINES         10u /* in a log period: who sends garbage fills no disk */
+#define BROKEN_PERIOD_MS     10000u
 #define READS_A_TURN         4u
 #define SHUTDOWN_PATIENCE_NS (5 * NS_PER_SEC)
 
@@ -253,6 +257,12 @@ conn_send_request(struct conn *c, struct request *rq, const void *head, size_t h
     queue_out(c, f);
 }
 
+bool
+conn_has_room(const struct conn *c)
+{
+    return c->out_bytes < OUT_ROOM;
+}
+
 static unsigned
 on_output(struct stream *stream, struct iovec *iov, unsigned max)
 {
@@ -280,6 +290,7 @@ on_sent(struct stream *stream, size_t bytes)
     struct conn *c = container_of(stream, struct conn, stream);
     struct out_frame *f;
     bool was_full = c->out_bytes >= CONN_OUT_MAX;
+    bool had_room = conn_has_room(c);
 
     c->out_bytes -= bytes;
     while ((f = TAILQ_FIRST(&c->out))) {
@@ -302,15 +313,22 @@ on_sent(struct stream *stream, size_t bytes)
     }
     if (was_full && c->out_bytes < CONN_OUT_MAX)
         conn_resume(c);
+    if (!had_room && conn_has_room(c) && c->session)
+        requests_room(c->session, c);
 }
 
 void
 conn_protocol_error(struct conn *c, int code, const struct thin_error *err)
 {
+    static struct thin_log_limit limit = {.period_ms = BROKEN_PERIOD_MS,
+                                          .burst = BROKEN_LINES};
+    unsigned dropped;
+
     if (c->closing || c->ending)
         return;
-    log_warning("connection closed: %s peer=%s identity=%s", thin_error_text(err, code),
-                c->peer_text, c->peer.identity);
+    if (thin_log_allowed(&limit, loop_now_ns(c->server->thin_loop) / NS_PER_MS, &dropped))
+        log_warning("connection closed: %s peer=%s identity=%s not_told=%u",
+                    thin_error_text(err, code), c->peer_text, c->peer.identity, dropped);
     hello_send_last_words(c, code, thin_error_text(err, code));
     c->ending = true;
     stream_want_read(&c->stream, false);
@@ -324,21 +342,43 @@ static bool
 may_parse(const struct conn *c)
 {
     return !c->closing && !c->ending && !c->waiting && c->out_bytes < CONN_OUT_MAX &&
-           !(c->session && c->session->bytes_in_flight > PROTO_BYTES_IN_FLIGHT_DEFAULT);
+           !(c->session &&
+             (c->session->resuming == c || /* its hello is not answered yet */
+              c->session->bytes_in_flight > PROTO_BYTES_IN_FLIGHT_DEFAULT));
 }
 
-static bool
-keep(struct conn *c, const uint8_t *bytes, size_t len, size_t room)
+static size_t
+message_max(const struct conn *c)
 {
-    if (room > c->kept_size) {
-        uint8_t *grown = realloc(c->kept, room);
+    return c->session ? PROTO_MESSAGE_MAX : HELLO_BYTES_MAX;
+}
 
-        if (!grown)
-            return false;
-        c->kept = grown;
-        c->kept_size = room;
+/* Room for `room` bytes; what is kept stays. */
+static bool
+reserve(struct conn *c, size_t room)
+{
+    uint8_t *grown;
+
+    if (room <= c->kept_size)
+        return true;
+    grown = realloc(c->kept, room);
+    if (!grown) {
+        log_error("connection closed: out of memory peer=%s", c->peer_text);
+        start_end(c);
+        return false;
     }
-    memmove(c->kept, bytes, len);
+    c->kept = grown;
+    c->kept_size = room;
+    return true;
+}
+
+/* Keeps bytes from elsewhere; nothing is kept yet. */
+static bool
+keep(struct conn *c, const uint8_t *bytes, size_t len)
+{
+    if (!reserve(c, len))
+        return false;
+    memcpy(c->kept, bytes, len);
     c->kept_len = len;
     return true;
 }
@@ -383,7 +423,8 @@ take_message(struct conn *c, const uint8_t *bytes, size_t len, size_t *ret_need)
     *ret_need = FRAME_PREFIX_BYTES;
     if (len < FRAME_PREFIX_BYTES)
         return 0;
-    r = frame_prefix_decode(bytes, PROTO_MESSAGE_MAX, PROTO_PAYLOAD_MAX, &prefix, &err);
+    r = frame_prefix_decode(bytes, (uint32_t)message_max(c), PROTO_PAYLOAD_MAX, &prefix,
+                            &err);
     if (r == 0 && prefix.payload_bytes && prefix.message_bytes > PROTO_DATA_MESSAGE_MAX)
         r = thin_fail(&err, -THIN_E_LIMIT,
                       "a message of %u bytes beside a payload, at most %u are allowed",
@@ -498,10 +539,8 @@ read_once(struct conn *c)
         return true;
     }
     if (c->kept_len) {
-        if (!keep(c, c->kept, c->kept_len, PROTO_MESSAGE_MAX + FRAME_PREFIX_BYTES)) {
-            start_end(c);
+        if (!reserve(c, message_max(c) + FRAME_PREFIX_BYTES))
             return false;
-        }
         got = receive(c, c->kept + c->kept_len, c->kept_size - c->kept_len);
         if (got <= 0)
             return false;
@@ -513,11 +552,8 @@ read_once(struct conn *c)
         return false;
     used = parse_bytes(c, conns.recv, (size_t)got, &need);
     if (used < (size_t)got && !c->closing && !c->ending &&
-        !keep(c, conns.recv + used, (size_t)got - used, (size_t)got - used)) {
-        log_error("connection closed: out of memory peer=%s", c->peer_text);
-        start_end(c);
+        !keep(c, conns.recv + used, (size_t)got - used))
         return false;
-    }
     return may_parse(c);
 }
 

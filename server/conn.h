@@ -62,6 +62,9 @@ void conn_send_request(struct conn *conn, struct request *rq, const void *head,
                        size_t head_bytes, const struct iovec *iov, unsigned nr_iov,
                        void (*sent)(struct request *rq));
 
+/* False while much is queued for a peer that does not take it. */
+bool conn_has_room(const struct conn *conn);
+
 /* Credits came back or memory did: parsing goes on on the next turn. */
 void conn_resume(struct conn *conn);
 

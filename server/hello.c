@@ -48,7 +48,7 @@ wants_feature(const Thin__Hello *hello, const char *feature)
 }
 
 static void
-answer(struct conn *conn, const struct session *s, bool resumed, bool payload_crc)
+answer(struct conn *conn, const struct session *s, bool resumed)
 {
     Thin__Reply reply = THIN__REPLY__INIT;
     Thin__HelloReply body = THIN__HELLO_REPLY__INIT;
@@ -57,7 +57,7 @@ answer(struct conn *conn, const struct session *s, bool resumed, bool payload_cr
     struct server *server = s->server;
 
     body.version = PROTO_VERSION_MAX;
-    if (payload_crc) {
+    if (s->payload_crc) {
         body.n_features = 1;
         body.features = features;
     }
@@ -83,14 +83,16 @@ hello_session_quiet(struct session *s)
 {
     struct conn *conn = s->resuming;
 
+    if (!conn)
+        return;
     s->resuming = NULL;
-    if (conn)
-        answer(conn, s, true, true);
+    answer(conn, s, true);
+    conn_resume(conn); /* requests may wait behind its hello */
 }
 
 /* The session is taken over: what its old connections had in flight ends first. */
 static void
-resume(struct conn *conn, struct session *s, bool payload_crc)
+resume(struct conn *conn, struct session *s)
 {
     s->resuming = NULL;
     conns_close_session(s, NULL);
@@ -100,7 +102,7 @@ resume(struct conn *conn, struct session *s, bool payload_crc)
         s->resuming = conn;
         return;
     }
-    answer(conn, s, true, payload_crc);
+    answer(conn, s, true);
 }
 
 int
@@ -127,19 +129,21 @@ hello_arrived(struct conn *conn, const Thin__Hello *hello, struct thin_error *er
             return thin_fail(err, -THIN_E_LIMIT, "a session has at most %u connections",
                              PROTO_CONNECTIONS_MAX);
         conn_joined(conn, s, false);
-        answer(conn, s, false, payload_crc);
+        answer(conn, s, false);
         return 0;
     }
     if (s) {
-        resume(conn, s, payload_crc);
+        s->payload_crc = payload_crc;
+        resume(conn, s);
         return 0;
     }
     s = session_new(server, peer, hello->client_name, conn_peer_text(conn), &code);
     if (!s)
         return thin_fail_code(err, code, "begin a session");
+    s->payload_crc = payload_crc;
     conn_joined(conn, s, true);
     log_debug("session begun session=%llu identity=%s peer=%s", (unsigned long long)s->id,
               peer->identity, conn_peer_text(conn));
-    answer(conn, s, false, payload_crc);
+    answer(conn, s, false);
     return 0;
 }

@@ -25,22 +25,24 @@
 #include "proto/limits.h"
 #include "server/attach.h"
 #include "server/conn.h"
+#include "server/events.h"
 #include "server/listener.h"
 #include "server/nbd_face.h"
 #include "server/pools.h"
 #include "server/pools_store.h"
+#include "server/request.h"
 #include "server/session.h"
 
-#define LISTENERS_MAX (CONFIG_LISTENERS_MAX + 2)
-#define LOOP_NAME     "main"
+#define LOOP_NAME         "main"
+#define FACES_PATIENCE_NS (8 * NS_PER_SEC) /* then pools close over what still runs */
 
 struct process {
     struct server server;
-    struct listener *listeners[LISTENERS_MAX];
-    unsigned nr_listeners;
     struct thin_watch signals;
     int exit_code;
     unsigned faces_left;
+    bool pools_stopping, pools_stopped;
+    struct thin_timer patience;
     struct thin_task stop_task;
 };
 
@@ -112,11 +114,30 @@ reload(void)
 
 /* ---- the way down ------------------------------------------------------------------------- */
 
+/* The loop ends when all pools are closed and nobody is left to be told. */
+static void
+check_stopped(void)
+{
+    if (process.pools_stopped && process.faces_left == 0)
+        server_loop_stop(process.server.loop);
+}
+
 static void
 pools_stopped(void *arg)
 {
     (void)arg;
-    server_loop_stop(process.server.loop);
+    process.pools_stopped = true;
+    check_stopped();
+}
+
+static void
+stop_pools(void)
+{
+    if (process.pools_stopping)
+        return;
+    process.pools_stopping = true;
+    loop_timer_cancel(process.server.thin_loop, &process.patience);
+    pools_stop(process.server.pools, pools_stopped, NULL);
 }
 
 static void
@@ -124,17 +145,31 @@ face_is_shut(void *arg)
 {
     (void)arg;
     if (--process.faces_left == 0)
-        pools_stop(process.server.pools, pools_stopped, NULL);
+        stop_pools();
+    check_stopped();
+}
+
+/* Requests that wait for space, say: closing the pools ends them. */
+static void
+patience_over(struct thin_timer *timer)
+{
+    (void)timer;
+    log_warning("requests in flight do not end, the pools are closed over them");
+    stop_pools();
 }
 
 static void
 stop_now(struct thin_task *task)
 {
     (void)task;
-    for (unsigned i = 0; i < process.nr_listeners; i++)
-        listener_close(process.listeners[i]);
-    process.nr_listeners = 0;
+    for (unsigned i = 0; i < process.server.nr_listeners; i++)
+        listener_close(process.server.listeners[i]);
+    process.server.nr_listeners = 0;
     process.faces_left = 2;
+    process.patience.fire = patience_over;
+    if (loop_timer_set(process.server.thin_loop, &process.patience,
+                       loop_now_ns(process.server.thin_loop) + FACES_PATIENCE_NS) < 0)
+        stop_pools();
     nbd_face_shutdown(&process.server, face_is_shut, NULL);
     conns_shutdown(&process.server, face_is_shut, NULL);
 }
@@ -183,7 +218,7 @@ open_listener(enum listener_face face, const struct socket_address *address,
               struct thin_error *err)
 {
     return listener_open(&process.server, face, address,
-                         &process.listeners[process.nr_listeners], err);
+                         &process.server.listeners[process.server.nr_listeners], err);
 }
 
 static int
@@ -203,7 +238,7 @@ open_listeners(struct thin_error *err)
             r = open_listener(LISTEN_THIN, &address, err);
         if (r < 0)
             return r;
-        process.nr_listeners++;
+        process.server.nr_listeners++;
     }
     if (c->listen_tls) {
         r = socket_address_parse_host(c->listen_tls, PROTO_PORT, &address, err);
@@ -211,7 +246,7 @@ open_listeners(struct thin_error *err)
             r = open_listener(LISTEN_THIN, &address, err);
         if (r < 0)
             return r;
-        process.nr_listeners++;
+        process.server.nr_listeners++;
     }
     for (unsigned i = 0; i < c->nr_nbd_listen; i++) {
         r = socket_address_parse(c->nbd_listen[i], NBD_PORT, &address, err);
@@ -219,7 +254,7 @@ open_listeners(struct thin_error *err)
             r = open_listener(LISTEN_NBD, &address, err);
         if (r < 0)
             return r;
-        process.nr_listeners++;
+        process.server.nr_listeners++;
     }
     return 0;
 }
@@ -240,7 +275,8 @@ pools_settled(void *arg)
         return;
     }
     sd_notify(0, "READY=1");
-    log_notice("serving version=%s listeners=%u", THIN_VERSION, process.nr_listeners);
+    log_notice("serving version=%s listeners=%u", THIN_VERSION,
+               process.server.nr_listeners);
 }
 
 /* All files and devices are opened as this user from here on. */
@@ -294,6 +330,8 @@ start(struct server *s, sigset_t *set, struct thin_error *err)
     if (r == 0)
         r = sessions_create(s, &s->sessions);
     if (r == 0)
+        r = events_create(s, &s->events);
+    if (r == 0)
         r = random_secret(s->start_id, sizeof(s->start_id));
     if (r < 0)
         return thin_wrap(err, r, "start");
@@ -313,7 +351,10 @@ static void
 finish(struct server *s)
 {
     pools_destroy_registry(s->pools);
+    events_destroy(s->events);
     sessions_destroy(s->sessions);
+    requests_fini();
+    conns_fini();
     attach_destroy(s->attachments);
     nbd_face_fini();
     payload_destroy(s->payload);

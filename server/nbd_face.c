@@ -360,6 +360,9 @@ io_done(struct volume_io *io, int result)
     struct nbd_client *c = job->client;
     struct nbd_request *req = nbd_request_of_extra(c->conn, job);
 
+    if (io->op == VOLUME_WRITE || io->op == VOLUME_DISCARD ||
+        io->op == VOLUME_WRITE_ZEROES)
+        attach_end(c->attachment);
     if (io->op == VOLUME_READ)
         read_done(job, req, result);
     else if (io->op == VOLUME_STATUS)
@@ -392,7 +395,7 @@ op_submit(void *arg, struct nbd_request *req)
     struct volume_io *io = &job->io;
     bool changes = req->op == NBD_OP_WRITE || req->op == NBD_OP_TRIM ||
                    req->op == NBD_OP_WRITE_ZEROES;
-    int r = changes ? attach_check(c->attachment, c->attachment->epoch) : 0;
+    int r = changes ? attach_begin(c->attachment, c->attachment->epoch) : 0;
 
     if (r < 0) {
         nbd_request_done(req, r);
@@ -838,7 +841,11 @@ nbd_face_list(struct server *server, struct nbd_face_info *infos, unsigned max)
         infos[n].since_s = c->since_s;
         snprintf(infos[n].identity, sizeof(infos[n].identity), "%s", c->peer.identity);
         snprintf(infos[n].peer, sizeof(infos[n].peer), "%s", c->peer_text);
-        snprintf(infos[n].volume, sizeof(infos[n].volume), "%s", c->volume_name);
+        if (c->attachment) /* it may have been renamed since */
+            snprintf(infos[n].volume, sizeof(infos[n].volume), "%s/%s",
+                     attach_pool_name(c->attachment), volume_name(c->attachment->volume));
+        else
+            infos[n].volume[0] = '\0';
         n++;
     }
     return n;

@@ -25,7 +25,7 @@ dispatch_is_data(Thin__Request__BodyCase kind)
 }
 
 static bool
-carries_epoch(enum volume_op op)
+is_change(enum volume_op op)
 {
     return op == VOLUME_WRITE || op == VOLUME_DISCARD || op == VOLUME_WRITE_ZEROES;
 }
@@ -39,8 +39,7 @@ set_range(struct request *rq, enum volume_op op, uint64_t offset, uint64_t len)
 }
 
 int
-ops_data_prepare(struct request *rq, const Thin__Request *m, uint32_t payload_bytes,
-                 struct thin_error *err)
+ops_data_prepare(struct request *rq, const Thin__Request *m, uint32_t payload_bytes)
 {
     uint32_t handle = 0;
 
@@ -90,7 +89,6 @@ ops_data_prepare(struct request *rq, const Thin__Request *m, uint32_t payload_by
         set_range(rq, VOLUME_PREFETCH, m->prefetch->offset, m->prefetch->length);
         break;
     }
-    (void)err;
     if (payload_bytes && rq->io.op != VOLUME_WRITE)
         return -THIN_E_PROTOCOL;
     rq->volume = session_volume(rq->session, handle);
@@ -109,7 +107,7 @@ fill_mark(const struct request *rq, Thin__DataReply *body)
     if (!pool)
         return;
     pool_get_marks(pool, &marks);
-    body->change = rq->io.op == VOLUME_READ ? 0 : marks.change;
+    body->change = is_change(rq->io.op) ? marks.change : 0;
     body->stable_mark = marks.stable;
     body->incarnation = marks.incarnation;
 }
@@ -189,6 +187,8 @@ io_done(struct volume_io *io, int result)
     Thin__Reply reply = THIN__REPLY__INIT;
     Thin__DataReply body = THIN__DATA_REPLY__INIT;
 
+    if (rq->counted)
+        attach_end(rq->volume->attachment);
     if (result < 0) {
         request_reply_code(rq, result, NULL);
         return;
@@ -206,33 +206,46 @@ io_done(struct volume_io *io, int result)
         request_reply(rq, &reply);
 }
 
-/* A read's memory: when none is to be had the answer is "try again", since its credits
-   say that this cannot be for long. */
+static void submit(struct request *rq);
+
+static void
+memory_ready(struct payload_waiter *waiter)
+{
+    submit(container_of(waiter, struct request, waiter));
+}
+
+/* 1: waits for memory, then goes on. */
 static int
 lend_for_read(struct request *rq)
 {
-    static struct payload_waiter nobody;
+    int r;
 
-    if (rq->io.len == 0)
+    if (rq->io.len == 0 || rq->piece)
         return 0;
-    return payload_get(rq->server->payload, rq->io.len, &nobody, &rq->piece);
+    rq->waiter.ready = memory_ready;
+    r = payload_get(rq->server->payload, rq->io.len, &rq->waiter, &rq->piece);
+    return r == -THIN_E_WOULD_BLOCK ? 1 : r;
 }
 
-void
-ops_data_submit(struct request *rq)
+static void
+submit(struct request *rq)
 {
+    struct attachment *a = rq->volume->attachment;
     struct volume_io *io = &rq->io;
     int r = 0;
 
-    if (carries_epoch(io->op) ||
-        (io->op == VOLUME_FLUSH && !rq->volume->attachment->read_only))
-        r = attach_check(rq->volume->attachment, rq->epoch);
-    if (r == 0 && io->op == VOLUME_READ)
+    if (is_change(io->op)) {
+        r = attach_begin(a, rq->epoch);
+        rq->counted = r == 0;
+    } else if (io->op == VOLUME_FLUSH && !a->read_only) {
+        r = attach_check(a, rq->epoch);
+    } else if (io->op == VOLUME_READ) {
         r = lend_for_read(rq);
-    if (r < 0) {
-        request_reply_code(rq, r, NULL);
-        return;
     }
+    if (r < 0)
+        request_reply_code(rq, r, NULL);
+    if (r != 0)
+        return;
     if (rq->piece) {
         io->iov = &rq->piece->iov;
         io->nr_iov = 1;
@@ -247,11 +260,11 @@ ops_data_submit(struct request *rq)
             io->max_extents = rq->max_extents;
     }
     io->done = io_done;
-    volume_submit(rq->volume->attachment->volume, io);
+    volume_submit(a->volume, io);
 }
 
 void
-ops_volume_quiet(struct session *session, struct session_volume *volume)
+ops_data_submit(struct request *rq)
 {
-    session_volume_drop(session, volume);
+    submit(rq);
 }

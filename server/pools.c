@@ -14,6 +14,7 @@
 #include "core/base/cleanup.h"
 #include "core/base/random.h"
 #include "core/ondisk/superblock.h"
+#include "server/events.h"
 #include "server/pools_store.h"
 #include "server/probe.h"
 
@@ -331,6 +332,7 @@ pool_event(void *arg, struct pool *pool, const char *event, const char *words)
 
     (void)pool;
     log_notice("pool %s: %s pool=%s", event, words, sp->name);
+    events_pool(sp->pools->server, sp->name, event, words);
 }
 
 static void

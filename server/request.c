@@ -11,7 +11,8 @@
 #include "server/conn.h"
 #include "server/hello.h"
 
-#define SPARE_MAX 1024u /* request objects kept for reuse */
+#define SPARE_MAX         1024u /* request objects kept for reuse */
+#define MANAGEMENT_CREDIT 8u /* what a byte of a management request counts as a credit */
 
 TAILQ_HEAD(request_list, request);
 
@@ -80,7 +81,7 @@ finish(struct request *rq)
     if (rq->slot && s->slots[rq->slot].running == rq)
         s->slots[rq->slot].running = NULL;
     if (v && --v->in_flight == 0 && v->closing)
-        ops_volume_quiet(s, v);
+        ops_volume_quiet(v);
     session_finish(s, rq->credit_bytes);
     destroy(rq);
     if (s->in_flight == 0) {
@@ -105,20 +106,10 @@ keep_reply(struct request *rq, const uint8_t *bytes, size_t len)
     struct session_slot *slot = &rq->session->slots[rq->slot];
 
     slot->running = NULL;
-    free(slot->kept);
-    slot->kept = NULL;
-    slot->kept_bytes = 0;
-    slot->poisoned = false;
     if (rq->repeatable)
-        return;
-    if (len <= SESSION_KEPT_REPLY_MAX)
-        slot->kept = malloc(len);
-    if (!slot->kept) {
-        slot->poisoned = true;
-        return;
-    }
-    memcpy(slot->kept, bytes, len);
-    slot->kept_bytes = len;
+        session_slot_clear(slot);
+    else
+        session_slot_keep(slot, bytes, len);
 }
 
 static void
@@ -227,20 +218,58 @@ request_may(const struct request *rq, const char *object, enum auth_right right,
 
 /* ---- connections that go ------------------------------------------------------------------- */
 
+/* It may end in here. */
+static void
+tell_room(struct request *rq)
+{
+    void (*room)(struct request *) = rq->room;
+
+    rq->room = NULL;
+    if (room)
+        room(rq);
+}
+
 void
 requests_forget_conn(struct session *s, const struct conn *conn)
 {
     for (unsigned i = 1; i <= s->nr_slots; i++)
-        if (s->slots[i].running && s->slots[i].running->conn == conn)
+        if (s->slots[i].running && s->slots[i].running->conn == conn) {
             s->slots[i].running->conn = NULL;
+            tell_room(s->slots[i].running);
+        }
 }
 
 void
 requests_forget_all(struct session *s)
 {
     for (unsigned i = 1; i <= s->nr_slots; i++)
-        if (s->slots[i].running)
+        if (s->slots[i].running) {
             s->slots[i].running->conn = NULL;
+            tell_room(s->slots[i].running);
+        }
+}
+
+void
+requests_room(struct session *s, const struct conn *conn)
+{
+    for (unsigned i = 1; i <= s->nr_slots; i++)
+        if (s->slots[i].running && s->slots[i].running->conn == conn)
+            tell_room(s->slots[i].running);
+}
+
+bool
+request_is_wanted(const struct request *rq)
+{
+    return rq->conn && !rq->cancelled && !rq->session->ended;
+}
+
+void
+request_wait_room(struct request *rq, void (*room)(struct request *rq))
+{
+    if (request_is_wanted(rq) && !conn_has_room(rq->conn))
+        rq->room = room;
+    else
+        room(rq);
 }
 
 /* Its payload will never be whole: the request was not begun. */
@@ -253,9 +282,7 @@ request_abandon(struct request *rq)
         /* A resume sends it again under the same number. */
         slot->running = NULL;
         slot->seq--;
-        free(slot->kept);
-        slot->kept = NULL;
-        slot->poisoned = false;
+        session_slot_clear(slot);
     }
     rq->conn = NULL;
     finish(rq);
@@ -279,6 +306,7 @@ request_refuse(struct request *rq, int code)
 void
 request_received(struct request *rq)
 {
+    rq->receiving = false;
     if (rq->slot == 0) { /* a payload sent again whose request was dealt with */
         finish(rq);
         return;
@@ -302,7 +330,20 @@ request_received(struct request *rq)
         dispatch_request(rq);
 }
 
-/* Slot 0: what needs no slot. Returns 1 when it was dealt with. */
+/* A long job looks at this between its steps. */
+static void
+cancel(struct session *s, const Thin__Cancel *which)
+{
+    struct request *rq =
+        which->slot && which->slot <= s->nr_slots ? s->slots[which->slot].running : NULL;
+
+    if (!rq || rq->seq != which->seq)
+        return;
+    rq->cancelled = true;
+    tell_room(rq);
+}
+
+/* Slot 0: what needs no slot. */
 static int
 slotless(struct conn *conn, const Thin__Request *rq, struct thin_error *err)
 {
@@ -317,8 +358,12 @@ slotless(struct conn *conn, const Thin__Request *rq, struct thin_error *err)
     if (!s)
         return thin_fail(err, -THIN_E_PROTOCOL, "the first request is not hello");
     switch (rq->body_case) {
-    case THIN__REQUEST__BODY_PING:
     case THIN__REQUEST__BODY_CANCEL:
+        cancel(s, rq->cancel);
+        reply.seq = rq->seq;
+        hello_send(conn, &reply);
+        return 0;
+    case THIN__REQUEST__BODY_PING:
         reply.seq = rq->seq;
         hello_send(conn, &reply);
         return 0;
@@ -359,6 +404,16 @@ judge_slot(struct conn *conn, uint32_t slot_nr, uint64_t seq, bool *ret_again,
         return thin_fail(err, -THIN_E_PROTOCOL, "slot %u: sequence %llu follows %llu%s",
                          slot_nr, (unsigned long long)seq, (unsigned long long)slot->seq,
                          slot->running ? ", which is running" : "");
+    if (slot->running && slot->running->receiving) {
+        /* The first copy hangs half sent on a connection that is about to go: it is
+           thrown away, this one counts. */
+        slot->running->slot = 0;
+        slot->running->conn = NULL;
+        request_refuse(slot->running, -THIN_E_EXISTS);
+        slot->running = NULL;
+        slot->seq--;
+        return 0;
+    }
     if (slot->running) {
         slot->running->conn = conn;
         return 1;
@@ -399,18 +454,23 @@ is_repeatable(Thin__Request__BodyCase kind)
     }
 }
 
+/* Bytes for a message of `len`; one that decodes to more is refused. */
+static size_t
+arena_bytes(size_t len)
+{
+    return len * 8 + 8192 < REQUEST_ARENA_MAX ? len * 8 + 8192 : REQUEST_ARENA_MAX;
+}
+
 /* Decodes a management request into memory of its own. */
 static int
 decode_management(struct request *rq, const void *bytes, size_t len,
                   struct thin_error *err)
 {
     struct message_arena arena;
-    size_t size = len * 8 + 8192;
+    size_t size = arena_bytes(len);
     Thin__Message *message;
     int r;
 
-    if (size > REQUEST_ARENA_MAX)
-        size = REQUEST_ARENA_MAX;
     rq->arena = malloc(size);
     if (!rq->arena)
         return thin_fail_code(err, -ENOMEM, "decode a request");
@@ -446,6 +506,7 @@ begin(struct conn *conn, const Thin__Request *m, const void *bytes, size_t len,
         rq->conn = NULL;
         request_refuse(rq, -THIN_E_EXISTS);
         session_begin(s, 0);
+        rq->receiving = true;
         *ret_receiving = rq;
         return 0;
     }
@@ -459,18 +520,21 @@ begin(struct conn *conn, const Thin__Request *m, const void *bytes, size_t len,
     rq->credit_bytes = payload_bytes;
     if (rq->kind == THIN__REQUEST__BODY_READ)
         rq->credit_bytes = m->read->length;
+    else if (!dispatch_is_data(rq->kind))
+        rq->credit_bytes = MANAGEMENT_CREDIT * arena_bytes(len);
     session_begin(s, rq->credit_bytes);
     if (again && s->slots[rq->slot].poisoned)
         request_refuse(rq, -THIN_E_UNKNOWN_OUTCOME);
     else if (rq->kind == THIN__REQUEST__BODY__NOT_SET)
         request_refuse(rq, -THIN_E_UNSUPPORTED);
     else if (dispatch_is_data(rq->kind))
-        request_refuse(rq, ops_data_prepare(rq, m, payload_bytes, err));
+        request_refuse(rq, ops_data_prepare(rq, m, payload_bytes));
     else if (payload_bytes)
         request_refuse(rq, -THIN_E_PROTOCOL);
     else
         request_refuse(rq, decode_management(rq, bytes, len, err));
     if (payload_bytes) {
+        rq->receiving = true;
         *ret_receiving = rq;
         return 0;
     }
@@ -492,8 +556,7 @@ request_arrived(struct conn *conn, const void *bytes, size_t len, uint32_t paylo
     message_arena_init(&arena, memory, sizeof(memory));
     r = message_decode(&arena, bytes, len, &message, err);
     if (r == -THIN_E_LIMIT && len > 64) {
-        size_t size =
-            len * 8 + 8192 < REQUEST_ARENA_MAX ? len * 8 + 8192 : REQUEST_ARENA_MAX;
+        size_t size = arena_bytes(len);
 
         big = malloc(size);
         if (!big)

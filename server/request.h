@@ -24,6 +24,10 @@ struct request {
     Thin__Request__BodyCase kind;
     uint64_t credit_bytes;
     bool repeatable; /* changes nothing: carried out again rather than kept */
+    bool receiving;  /* its payload is not whole yet */
+    bool cancelled;  /* the client has lost interest */
+    /* Called once when the peer has taken what was queued for it, or is gone. */
+    void (*room)(struct request *rq);
 
     /* Data requests. */
     struct session_volume *volume;
@@ -33,6 +37,8 @@ struct request {
     uint32_t payload_crc;
     uint32_t max_extents;
     uint64_t epoch;
+    bool counted; /* by attach_begin */
+    struct payload_waiter waiter;
     struct volume_io io;
     struct volume_extent extents[REQUEST_EXTENTS];
 
@@ -58,6 +64,17 @@ void request_reply_more(struct request *rq, Thin__Reply *reply, const void *payl
 /* The reply of a data request: the payload is what `piece` holds in `iov`s. */
 void request_reply_data(struct request *rq, Thin__Reply *reply, const struct iovec *iov,
                         unsigned nr_iov);
+
+/*
+ * Between the replies of a long answer: `room` when the next one may be queued, so that
+ * a peer who does not read is owed a bounded number of bytes. Maybe at once.
+ * `room` asks request_is_wanted: false when its receiver is gone or has cancelled it, and
+ * then ends it with request_reply_code.
+ */
+void request_wait_room(struct request *rq, void (*room)(struct request *rq));
+bool request_is_wanted(const struct request *rq);
+/* The connection has sent much of what it had. */
+void requests_room(struct session *session, const struct conn *conn);
 
 /* The asker has `right` on `object`, or words for why not (auth_check). */
 int request_may(const struct request *rq, const char *object, enum auth_right right,
@@ -85,12 +102,13 @@ void dispatch_request(struct request *rq);
 bool dispatch_is_data(Thin__Request__BodyCase kind);
 
 /* ops_data.c */
-/* Takes what it needs of the message; *ret_error 0 or a code to answer with (a payload
-   is received and thrown away then). */
+/* Takes what it needs of the message. 0, or a code to answer with (a payload is received
+   and thrown away then). */
 int ops_data_prepare(struct request *rq, const Thin__Request *message,
-                     uint32_t payload_bytes, struct thin_error *err);
+                     uint32_t payload_bytes);
 void ops_data_submit(struct request *rq);
-/* The last request of a volume that is being closed has ended. */
-void ops_volume_quiet(struct session *session, struct session_volume *volume);
+
+/* ops_volume.c: the last request of a volume that is being closed has ended. */
+void ops_volume_quiet(struct session_volume *volume);
 
 #endif

@@ -19,7 +19,10 @@
 #define SERVER_HANDSHAKES_MAX  256u /* connections that have not finished theirs */
 #define SERVER_EVENTS_KEPT     256u
 
+#define SERVER_LISTENERS_MAX (CONFIG_LISTENERS_MAX + 2)
+
 struct pools;
+struct listener;
 struct attach_table;
 struct sessions;
 struct events;
@@ -40,6 +43,8 @@ struct server {
     struct events *events;
     uint64_t started_s; /* Unix */
     uint8_t start_id[16];
+    struct listener *listeners[SERVER_LISTENERS_MAX];
+    unsigned nr_listeners;
     unsigned connections, handshakes;
     bool stopping;
     /* Begins an orderly end; any time, on the main loop. */

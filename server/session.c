@@ -43,13 +43,39 @@ sessions_destroy(struct sessions *sessions)
     free(sessions);
 }
 
+void
+session_slot_clear(struct session_slot *slot)
+{
+    if (slot->kept != slot->small)
+        free(slot->kept);
+    slot->kept = NULL;
+    slot->kept_bytes = 0;
+    slot->poisoned = false;
+}
+
+void
+session_slot_keep(struct session_slot *slot, const void *bytes, size_t len)
+{
+    session_slot_clear(slot);
+    if (len <= sizeof(slot->small))
+        slot->kept = slot->small;
+    else if (len <= SESSION_KEPT_REPLY_MAX)
+        slot->kept = malloc(len);
+    if (!slot->kept) {
+        slot->poisoned = true;
+        return;
+    }
+    memcpy(slot->kept, bytes, len);
+    slot->kept_bytes = len;
+}
+
 static void
 free_session(struct session *s)
 {
     struct sessions *all = s->sessions;
 
     for (unsigned i = 0; i <= PROTO_SLOTS_DEFAULT; i++)
-        free(s->slots[i].kept);
+        session_slot_clear(&s->slots[i]);
     loop_timer_cancel(s->server->thin_loop, &s->lease);
     loop_defer_cancel(s->server->thin_loop, &s->task);
     TAILQ_REMOVE(&all->list, s, link);
@@ -109,12 +135,12 @@ session_new(struct server *server, const struct auth_peer *peer, const char *cli
     }
     s->sessions = all;
     s->server = server;
-    /* Unique over restarts, since the catalogue remembers who had a volume. */
-    s->id = (id >> 24 << 16) + (++all->last_id & 0xffff) + 1;
+    /* Unique over restarts, since the catalogue remembers who had a volume; 48 bits,
+       which every reader of JSON can hold. */
+    s->id = (id >> 32 << 16) + (++all->last_id & 0xffff) + 1;
     s->peer = *peer;
     s->nr_slots = PROTO_SLOTS_DEFAULT;
     s->since_s = (uint64_t)time(NULL);
-    s->events_since = UINT64_MAX;
     s->lease.fire = lease_over;
     s->task.run = look_after_end;
     snprintf(s->client_name, sizeof(s->client_name), "%s", client_name);
@@ -255,6 +281,7 @@ session_volume_new(struct session *s)
             memset(v, 0, sizeof(*v));
             /* A handle is not used again soon: a late request must not meet another volume. */
             generation = (generation + 1) & 0xffffff;
+            v->session = s;
             v->handle = generation * PROTO_VOLUMES_MAX + i + 1;
             return v;
         }

@@ -17,7 +17,8 @@
 #include "server/attach.h"
 #include "server/server.h"
 
-#define SESSIONS_MAX 1024u
+#define SESSIONS_MAX        1024u
+#define SESSION_SMALL_REPLY 96u /* bytes: all that a write's reply needs */
 #define SESSION_KEPT_REPLY_MAX \
     4096u /* bytes of a kept result; longer ones are made again */
 
@@ -31,6 +32,7 @@ struct session_slot {
     struct request *running; /* NULL: answered */
     uint8_t *kept;           /* the encoded reply frame; NULL: none is kept */
     size_t kept_bytes;
+    uint8_t small[SESSION_SMALL_REPLY]; /* where a data request's reply is kept */
     bool poisoned; /* answered, but neither kept nor fit to be made again */
 };
 
@@ -39,9 +41,11 @@ struct session_volume {
     struct attachment *attachment;
     char name[2 * THIN_NAME_MAX + 2];
     uint32_t handle; /* 0: free */
+    struct session *session;
     unsigned in_flight;
-    bool closing;    /* no new requests; closed when the last has ended */
-    bool stale_told; /* the `fenced` event was sent */
+    bool closing;           /* no new requests; closed when the last has ended */
+    struct request *closer; /* to be answered then */
+    uint64_t told_size;     /* what the client knows */
 };
 
 struct session {
@@ -59,9 +63,10 @@ struct session {
     struct session_slot slots[PROTO_SLOTS_DEFAULT + 1]; /* 0 is not used */
     struct session_volume volumes[PROTO_VOLUMES_MAX];
     uint64_t bytes_in_flight;
-    unsigned in_flight;    /* requests begun and not ended, of any kind */
-    uint64_t events_since; /* number of the last event sent; UINT64_MAX: not subscribed */
+    unsigned in_flight; /* requests begun and not ended, of any kind */
+    bool subscribed;    /* to events */
     bool ended;
+    bool payload_crc; /* the feature is in use */
     struct thin_timer lease;
     struct thin_task task; /* looks whether an ended session can go */
     struct conn *resuming; /* whose hello waits for the old requests' end */
@@ -94,6 +99,11 @@ void sessions_end_all(struct server *server, void (*done)(void *arg), void *arg)
 /* A request began or ended. */
 void session_begin(struct session *session, uint64_t bytes);
 void session_finish(struct session *session, uint64_t bytes);
+
+/* Keeps the bytes of a slot's answer; one that is too long, or finds no memory, leaves
+   the slot poisoned. */
+void session_slot_keep(struct session_slot *slot, const void *bytes, size_t len);
+void session_slot_clear(struct session_slot *slot);
 
 struct session_volume *session_volume(struct session *session, uint32_t handle);
 /* A free place with a handle of its own, or NULL. */

@@ -137,6 +137,10 @@ run_task(struct thin_task *task)
         s->ops->readable(s);
     if (!s->is_broken && !s->shaking)
         flush(s);
+    /* What is decrypted already makes no descriptor ready. */
+    if (!s->is_broken && !s->shaking && s->want_read &&
+        (s->more_to_read || channel_pending(s->channel)))
+        stream_kick(s);
 }
 
 static void
