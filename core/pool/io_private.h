@@ -51,6 +51,7 @@
 struct map_page {
     struct map_page *next; /* of the bucket, or of the free list */
     struct volume_core *core;
+    LIST_ENTRY(map_page) of_core;
     uint64_t index; /* vblock >> MAP_PAGE_SHIFT */
     bool used;      /* since the clock's hand passed */
     uint64_t slots[MAP_PAGE_SLOTS];

@@ -83,6 +83,7 @@ page_unlink(struct mapcache *mc, struct map_page *page)
     *at = page->next;
     if (page->core->map_hot == page)
         page->core->map_hot = NULL;
+    LIST_REMOVE(page, of_core);
     page->core = NULL;
 }
 
@@ -118,6 +119,7 @@ page_make(struct volume_core *core, uint64_t index)
         return page;
     page = page_get(mc);
     page->core = core;
+    LIST_INSERT_HEAD(&core->pages, page, of_core);
     page->index = index;
     page->used = true;
     memset(page->slots, 0xff, sizeof(page->slots)); /* MAP_UNKNOWN */
@@ -201,15 +203,12 @@ void
 mapcache_drop_core(struct volume_core *core)
 {
     struct mapcache *mc = core->pool->mapcache;
+    struct map_page *page;
 
-    for (uint32_t i = 0; i < mc->nr_pages; i++) {
-        struct map_page *page = &mc->pages[i];
-
-        if (page->core == core) {
-            page_unlink(mc, page);
-            page->next = mc->free;
-            mc->free = page;
-        }
+    while ((page = LIST_FIRST(&core->pages))) {
+        page_unlink(mc, page);
+        page->next = mc->free;
+        mc->free = page;
     }
 }
 
@@ -219,8 +218,10 @@ mapcache_drop_all(struct pool *pool)
     struct mapcache *mc = pool->mapcache;
     struct volume_core *core;
 
-    TAILQ_FOREACH(core, &pool->cores, link)
+    TAILQ_FOREACH(core, &pool->cores, link) {
         core->map_hot = NULL;
+        LIST_INIT(&core->pages);
+    }
     memset(mc->buckets, 0, mc->nr_buckets * sizeof(struct map_page *));
     mc->free = NULL;
     mc->hand = 0;

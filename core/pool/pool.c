@@ -347,6 +347,12 @@ config_sane(struct pool_config *config)
         config->commit_interval_ms = INTERVAL_MS_DEFAULT;
 }
 
+static void
+close_unwatched(void *arg)
+{
+    (void)arg;
+}
+
 void
 pool_open(const struct pool_params *params,
           void (*opened)(void *arg, struct pool *pool, int result,
@@ -356,7 +362,17 @@ pool_open(const struct pool_params *params,
     struct pool *pool = calloc(1, sizeof(*pool));
     struct pool_end *end = calloc(1, sizeof(*end));
 
-    THIN_ASSERT(pool && end); /* a process that cannot have these cannot answer either */
+    if (!pool || !end) {
+        /* Nothing to wait with: the one answer that comes at once. */
+        free(pool);
+        free(end);
+        if (params->data)
+            device_close(params->data, close_unwatched, NULL);
+        if (params->metadata)
+            device_close(params->metadata, close_unwatched, NULL);
+        opened(arg, NULL, -ENOMEM, NULL);
+        return;
+    }
     pool->end = end;
     end->pool = pool;
     end->opened = opened;

@@ -201,7 +201,8 @@ struct volume_core {
     bool telling; /* quiesce_task is on its way, and holds the core */
 
     unsigned nr_rmw; /* part-sector writes at work: overwrites look at the cells */
-    struct map_page *map_hot;           /* the page found last */
+    struct map_page *map_hot; /* the page found last */
+    LIST_HEAD(, map_page) pages;
     TAILQ_HEAD(, space_window) windows; /* most recently used first */
     unsigned nr_windows;
 

@@ -151,6 +151,7 @@ core_make(struct pool *pool, const struct catalogue_volume *cv)
     TAILQ_INIT(&core->quiesce_next);
     TAILQ_INIT(&core->quiesced);
     TAILQ_INIT(&core->windows);
+    LIST_INIT(&core->pages);
     core->quiesce_task.run = quiesce_tell;
     core->epoch = pool->epoch;
     /* It may have been open before, and written to: what is not durable counts as its. */

@@ -7,6 +7,7 @@
  */
 #include <stdlib.h>
 
+#include "core/ondisk/bitmap.h"
 #include "core/pool/space_private.h"
 
 #define FIND_LOOKS_STEP  16u /* looks in one step on the loop */
@@ -225,8 +226,13 @@ find_run(struct metaop *op, struct thin_error *err)
             return 0;
         }
         r = space_look(pool, w->scan, w->scan_end, w->want_nr, &begin, &len, &next, err);
-        if (r < 0)
+        if (r == -THIN_E_CHECKSUM || r == -THIN_E_BAD_BLOCK) {
+            /* Behind a damaged bitmap nothing is handed out; others go on. */
+            len = 0;
+            next = (w->scan / BITMAP_ENTRIES + 1) * BITMAP_ENTRIES;
+        } else if (r < 0) {
             return r;
+        }
         w->scan = next;
         if (len > w->best_len) {
             w->best_len = len;

@@ -35,6 +35,7 @@
 #define DEPTH       12u
 #define ROUNDS      8u /* crashes of one seed */
 #define CRASHES     320u
+#define TWICE       8u /* of so many seeds one runs twice, to see that it repeats itself */
 #define NEVER       UINT64_MAX
 
 struct candidate {
@@ -720,10 +721,14 @@ open_again(void)
     }
 }
 
-static void
+/* Returns what two equal runs have in common. */
+static uint64_t
 run_seed(void)
 {
     struct crash_params *data_params, *meta_params;
+    uint64_t trace;
+
+    now = next_value = 0;
 
     random_seed(&rng, seed);
     loop = sim_loop_create(random_u64(&rng));
@@ -757,9 +762,11 @@ run_seed(void)
     }
     pool_end();
     recount();
+    trace = sim_loop_trace(loop);
     crash_disk_destroy(data_disk);
     crash_disk_destroy(meta_disk);
     sim_loop_destroy(loop);
+    return trace;
 }
 
 int
@@ -773,7 +780,10 @@ main(void)
         wanted = 20 * CRASHES;
     seed = given ? strtoull(given, NULL, 0) : 1;
     do {
-        run_seed();
+        uint64_t trace = run_seed();
+
+        if ((given || seed % TWICE == 0) && run_seed() != trace)
+            die("the same seed went two ways");
         seed++;
     } while (!given && nr_crashes < wanted);
     printf("seeds up to %" PRIu64 ": %" PRIu64 " crashes, %" PRIu64 " requests, %" PRIu64
