@@ -15,16 +15,18 @@
 #include "core/base/cleanup.h"
 #include "core/base/poll_loop.h"
 #include "core/base/random.h"
+#include "core/device/device_nbd.h"
 #include "core/device/file_private.h"
 #include "tests/lib/device_crash.h"
 #include "tests/lib/device_fault.h"
 #include "tests/lib/device_log.h"
+#include "tests/lib/nbdkit.h"
 #include "tests/lib/sim_loop.h"
 
 #define SIZE    (1u << 20)
 #define SECTORS (SIZE / 512)
 
-enum backing { MEM, FILE_BACKED, FAULT, LOG, CRASH };
+enum backing { MEM, FILE_BACKED, FAULT, LOG, CRASH, NBD };
 
 static const struct kind {
     const char *name;
@@ -48,6 +50,7 @@ static const struct kind {
     {"fault", FAULT, 0, false, false},
     {"log", LOG, 0, false, false},
     {"crash", CRASH, 0, false, false},
+    {"nbd", NBD, 0, false, false},
 };
 #define NR_KINDS ((int)(sizeof(kinds) / sizeof(kinds[0])))
 
@@ -58,6 +61,7 @@ static struct thin_loop *loop;
 static struct device *dev;
 static struct device_log *dlog;
 static struct crash_disk *disk;
+static struct nbdkit server;
 static struct thin_random rng;
 static char path[256];
 static bool on_sim;
@@ -106,6 +110,20 @@ open_file(uint64_t create_size, bool read_only)
     return file;
 }
 
+static struct device *
+open_nbd(void)
+{
+    struct device_nbd_params params = {.uri = server.uri, .connections = 2};
+    struct device *nbd = NULL;
+    struct thin_error err;
+    int r;
+
+    thin_error_init(&err);
+    r = device_nbd_open_wait(loop, &params, &nbd, &err);
+    ck_assert_msg(r == 0, "%s", thin_error_text(&err, r));
+    return nbd;
+}
+
 static void
 setup(int i)
 {
@@ -137,6 +155,11 @@ setup(int i)
         disk = crash_disk_create(&rng, SIZE, NULL);
         dev = crash_disk_open(disk, loop);
         break;
+    case NBD:
+        nbdkit_init(&server);
+        nbdkit_start(&server, "memory 1M");
+        dev = open_nbd();
+        break;
     }
 }
 
@@ -152,6 +175,8 @@ teardown(void)
     crash_disk_destroy(take(disk));
     if (kind->backing == FILE_BACKED)
         unlink(path);
+    if (kind->backing == NBD)
+        nbdkit_fini(&server);
 }
 
 /* ---- requests -------------------------------------------------------------------------- */
@@ -581,6 +606,12 @@ START_TEST(growing_adds_zeros_and_keeps_the_rest)
     ck_assert_int_eq(device_write_wait(dev, SIZE - 512, a, 512, 0), 0);
     ck_assert_int_eq(device_grow_wait(dev, SIZE), 0);
     ck_assert_uint_eq(dev->size, SIZE);
+    if (kind->backing == NBD) {
+        /* Only the server can. */
+        ck_assert_int_eq(device_grow_wait(dev, 3 * SIZE), -THIN_E_UNSUPPORTED);
+        teardown();
+        return;
+    }
     ck_assert_int_eq(device_grow_wait(dev, 3 * SIZE), 0);
     ck_assert_uint_eq(dev->size, 3 * SIZE);
     ck_assert_int_eq(device_read_wait(dev, SIZE - 512, b, 512), 0);
