@@ -161,6 +161,21 @@ cli_client(struct cli *cli)
     return 0;
 }
 
+/* What a person could look at, by what went wrong. */
+static const char *
+connect_hint(int code)
+{
+    switch (code) {
+    case -THIN_E_TLS:
+        return "look at --cert, --key and --ca";
+    case -EACCES:
+    case -THIN_E_DENIED:
+        return "this user may not connect";
+    default:
+        return "does thinsrv run there, and is the address right (--server, THIN_SERVER)?";
+    }
+}
+
 static int
 connect_first(struct cli *cli)
 {
@@ -172,11 +187,16 @@ connect_first(struct cli *cli)
     if (r)
         return r;
     r = thin_client_connect_wait(cli->client);
-    if (r < 0)
-        thin_fail(&cli->err, r,
-                  "cannot reach the server at %s: %s; does thinsrv run there, and is the "
-                  "address right (--server, THIN_SERVER)?",
-                  cli->address, thin_client_error(cli->client));
+    if (r < 0) {
+        const char *why = thin_client_error(cli->client);
+
+        if (strstr(why, cli->address))
+            thin_fail(&cli->err, r, "cannot reach the server: %s; %s", why,
+                      connect_hint(r));
+        else
+            thin_fail(&cli->err, r, "cannot reach the server at %s: %s; %s", cli->address,
+                      why, connect_hint(r));
+    }
     return r;
 }
 

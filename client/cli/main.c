@@ -57,7 +57,10 @@ print_noun_verbs(const struct cli_noun *noun)
         char left[64];
 
         snprintf(left, sizeof(left), "%s %s", v->name, v->synopsis);
-        printf("  %-36s %s\n", left, v->summary);
+        if (strlen(left) <= 36)
+            printf("  %-36s %s\n", left, v->summary);
+        else
+            printf("  %s %s\n  %-36s %s\n", v->name, v->synopsis, "", v->summary);
     }
 }
 
