@@ -310,19 +310,6 @@ job_write(struct admin_job *job)
     catalogue_io_start(&job->io);
 }
 
-static void
-job_mapped(struct catalogue_mapping *m, int result, const struct thin_error *err)
-{
-    struct admin_job *job = container_of(m, struct admin_job, mapping);
-
-    if (job_is_doomed(job))
-        return;
-    if (result < 0)
-        job_fail(job, result, err);
-    else
-        job_begin(job);
-}
-
 /* Lets the job wait until the checkpoint has ended (and begins one if there is none). */
 static void
 job_wait_checkpoint(struct admin_job *job, bool until_settled)
@@ -340,6 +327,24 @@ job_wait_checkpoint(struct admin_job *job, bool until_settled)
 }
 
 static void
+job_mapped(struct catalogue_mapping *m, int result, const struct thin_error *err)
+{
+    struct admin_job *job = container_of(m, struct admin_job, mapping);
+
+    if (job_is_doomed(job))
+        return;
+    if (result == 0) {
+        job_begin(job);
+    } else if (m->area == m->cat->current && !job->compacted) {
+        /* No room behind the log: then without what is dead in it. */
+        job->compacted = true;
+        job_wait_checkpoint(job, false);
+    } else {
+        job_fail(job, result, err);
+    }
+}
+
+static void
 job_find_room(struct admin_job *job)
 {
     struct catalogue *cat = job->pool->catalogue;
@@ -347,7 +352,7 @@ job_find_room(struct admin_job *job)
     uint64_t nr_blocks = 0;
 
     switch (
-        catalogue_judge_room(cat, &job->change, job->kind->grows, &area, &nr_blocks)) {
+        catalogue_judge_room(cat, &job->change, job->kind->growth, &area, &nr_blocks)) {
     case ROOM_ENOUGH:
         job_write(job);
         return;

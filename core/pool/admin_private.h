@@ -29,7 +29,7 @@ struct admin_job;
 struct admin_kind {
     const char *name; /* of its operation, for step times */
     enum tm_purse purse;
-    bool grows;      /* may be refused for want of room; others must fit */
+    enum catalogue_growth growth;
     bool no_records; /* touches no catalogue: no plan, no room */
     bool bare;       /* possible without a catalogue, where there is no room for one */
     bool degraded;   /* also while the catalogue is damaged (with no_records) */
@@ -63,6 +63,7 @@ struct admin_job {
     bool again;         /* the operation found that the plan must be another */
     bool looked;        /* learned_* tell what it found */
     bool bare;          /* without a catalogue: memory has followed already */
+    bool compacted;     /* a checkpoint was made for its sake */
     bool no_first_step; /* of a delete: its tree makes trouble */
     bool doomed;        /* a roll-back came between */
     unsigned tries;

@@ -143,7 +143,7 @@ snapshot_plan(struct admin_job *job, struct thin_error *err)
 static const struct admin_kind snapshot_kind = {
     .name = "take a snapshot",
     .purse = TM_NORMAL,
-    .grows = true,
+    .growth = GROWS_NEW,
     .plan = snapshot_plan,
     .apply = snapshot_apply,
     .applied = snapshot_applied,
@@ -261,7 +261,7 @@ rollback_apply(struct admin_job *job, struct thin_error *err)
 static const struct admin_kind rollback_kind = {
     .name = "roll back a volume",
     .purse = TM_NORMAL,
-    .grows = true,
+    .growth = GROWS_NEW,
     .plan = rollback_plan,
     .apply = rollback_apply,
     .applied = snapshot_applied,

@@ -73,7 +73,7 @@ create_applied(struct admin_job *job)
 static const struct admin_kind create_kind = {
     .name = "create a volume",
     .purse = TM_NORMAL,
-    .grows = true,
+    .growth = GROWS_NEW,
     .plan = create_plan,
     .apply = create_apply,
     .applied = create_applied,
@@ -291,7 +291,7 @@ rename_applied(struct admin_job *job)
 static const struct admin_kind rename_kind = {
     .name = "rename a volume",
     .purse = TM_RESERVE,
-    .grows = true,
+    .growth = GROWS_NEW,
     .plan = rename_plan,
     .applied = rename_applied,
 };
@@ -415,10 +415,10 @@ attach_plan(struct admin_job *job, struct thin_error *err)
     return r < 0 ? thin_fail_code(err, r, "attach") : 0;
 }
 
-/* It grows a record, but not beyond a holder's name: the room that is kept pays for it. */
 static const struct admin_kind attach_kind = {
     .name = "attach a volume",
     .purse = TM_RESERVE,
+    .growth = GROWS_RECORDS,
     .bare = true, /* a full imported pool is served; its epochs live in memory */
     .plan = attach_plan,
 };

@@ -163,8 +163,8 @@ trim(struct catalogue_checkpoint *ck)
     struct catalogue *cat = ck->cat;
     struct catalogue_area *area = &cat->areas[!cat->current];
     uint64_t live = catalogue_pages_for(cat->records.live_bytes);
-    uint64_t keep =
-        div_up_u64(2 * live + CATALOGUE_KEEP + CATALOGUE_SLACK, pages_per_block(cat));
+    uint64_t keep = div_up_u64(catalogue_spare_need(cat, 0, 0) + live + CATALOGUE_SLACK,
+                               pages_per_block(cat));
 
     if (area->nr_blocks <= keep) {
         settled(ck);

@@ -6,7 +6,8 @@
  * begin on. One holds the log that the root names, the other is spare: the next
  * checkpoint goes there. What is kept true, so that a delete always fits:
  *
- *      spare.mapped >= pages of all live records + CATALOGUE_KEEP
+ *      spare.mapped >= pages of all live records, each grown by its allowance,
+ *                      + CATALOGUE_KEEP
  *
  * A change that makes records larger is refused if it cannot be kept; any other finds
  * room in the log, or after a checkpoint, which fits by the same rule.
@@ -19,6 +20,7 @@
 
 #define CATALOGUE_AREA_PAGES (1ull << 24) /* 64 GiB of virtual space to each area */
 #define CATALOGUE_KEEP       4u    /* pages that the spare area has above the live ones */
+#define CATALOGUE_ALLOWANCE  96u   /* bytes that a record may grow by, as by a holder */
 #define CATALOGUE_SLACK      8u    /* dead pages that start no checkpoint */
 #define CATALOGUE_SLACK_MAX  1024u /* nor do those, if the area is mapped anyway */
 #define CATALOGUE_MAP_BATCH  8u    /* blocks mapped by one operation */
@@ -112,6 +114,9 @@ void catalogue_io_start(struct catalogue_io *cio);
 
 /* Pages that records of so many bytes take at most, however they fall. */
 uint64_t catalogue_pages_for(uint64_t live_bytes);
+/* Pages that the spare area must have, with so much more in the log. */
+uint64_t catalogue_spare_need(const struct catalogue *cat, uint64_t more_bytes,
+                              uint64_t more_nr);
 
 /* Fills change->pages and change->root; also reserves memory so that applying cannot
    fail. -THIN_E_LIMIT, -ENOMEM. Sets each record's encoded_bytes. */
@@ -138,13 +143,19 @@ enum catalogue_room {
     ROOM_MAP,        /* map more, then ask again */
     ROOM_CHECKPOINT, /* finish (or make) a checkpoint, then ask again */
 };
+/* What a change does to the size of the records. */
+enum catalogue_growth {
+    GROWS_NOT,
+    GROWS_RECORDS, /* within their allowance, if there is no more room than that */
+    GROWS_NEW,     /* new records, or a new name: refused for want of room */
+};
 /*
- * Whether the encoded change may be written now. `grows`: it is one that may be refused
- * for want of room. ROOM_MAP: ret_area and ret_blocks (wanted in it all told).
+ * Whether the encoded change may be written now. ROOM_MAP: ret_area and ret_blocks
+ * (wanted in it all told).
  */
 enum catalogue_room catalogue_judge_room(struct catalogue *cat,
                                          const struct catalogue_change *change,
-                                         bool grows, unsigned *ret_area,
+                                         enum catalogue_growth growth, unsigned *ret_area,
                                          uint64_t *ret_blocks);
 /* Dead records call for a checkpoint in the background. */
 bool catalogue_wants_checkpoint(const struct catalogue *cat);

@@ -16,6 +16,16 @@ catalogue_pages_for(uint64_t live_bytes)
     return 2 * live_bytes / CATALOGUE_PAYLOAD_BYTES + 1;
 }
 
+uint64_t
+catalogue_spare_need(const struct catalogue *cat, uint64_t more_bytes, uint64_t more_nr)
+{
+    uint64_t nr = cat->records.by_id.nr_items + more_nr;
+
+    return catalogue_pages_for(cat->records.live_bytes + more_bytes +
+                               nr * CATALOGUE_ALLOWANCE) +
+           CATALOGUE_KEEP;
+}
+
 /* ---- a change ------------------------------------------------------------------------------ */
 
 void
@@ -151,24 +161,26 @@ catalogue_change_apply_records(struct catalogue *cat, struct catalogue_change *c
 
 enum catalogue_room
 catalogue_judge_room(struct catalogue *cat, const struct catalogue_change *change,
-                     bool grows, unsigned *ret_area, uint64_t *ret_blocks)
+                     enum catalogue_growth growth, unsigned *ret_area,
+                     uint64_t *ret_blocks)
 {
     uint64_t used = cat->trailer.root.nr_pages;
     uint64_t room = area_pages(cat, cat->current) - used;
-    uint64_t live_bytes = cat->records.live_bytes;
-    uint64_t live;
+    uint64_t live = catalogue_pages_for(cat->records.live_bytes);
+    uint64_t more_bytes = 0, need;
 
-    if (!grows)
+    if (growth == GROWS_NOT)
         return room >= change->nr_pages ? ROOM_ENOUGH : ROOM_CHECKPOINT;
 
     for (uint32_t i = 0; i < change->nr; i++)
         if (change->items[i].record)
-            live_bytes += change->items[i].record->encoded_bytes;
-    live = catalogue_pages_for(live_bytes);
-    if (area_pages(cat, !cat->current) < live + CATALOGUE_KEEP) {
+            more_bytes += change->items[i].record->encoded_bytes;
+    need = catalogue_spare_need(cat, more_bytes, change->nr);
+    if (growth == GROWS_RECORDS)
+        need = catalogue_pages_for(cat->records.live_bytes + more_bytes) + CATALOGUE_KEEP;
+    if (area_pages(cat, !cat->current) < need) {
         *ret_area = !cat->current;
-        *ret_blocks =
-            div_up_u64(live + CATALOGUE_KEEP + CATALOGUE_SLACK, pages_per_block(cat));
+        *ret_blocks = div_up_u64(need + CATALOGUE_SLACK, pages_per_block(cat));
         return ROOM_MAP;
     }
     if (room >= change->nr_pages)

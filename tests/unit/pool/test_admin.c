@@ -585,6 +585,14 @@ START_TEST(deleting_works_in_a_full_pool)
     ck_assert_int_eq(r, -THIN_E_NO_DATA_SPACE);
     volume_close(volume);
     /* Each takes a page or two of the catalogue, which cannot grow now. */
+    for (int i = 0; i < 100; i++) {
+        struct pool_attachment attachment = {.epoch = 1, .session = random_u64(&rig.rng)};
+
+        snprintf(name, sizeof(name), "v%d", i);
+        snprintf(attachment.holder, sizeof(attachment.holder),
+                 "cert:a-host-with-a-name.of-some.length-%d.example", i);
+        rig_ok(pool_volume_attach(rig.pool, name, &attachment, RIG_DONE));
+    }
     for (int i = 1; i < 100; i++) {
         snprintf(name, sizeof(name), "v%d", i);
         rig_ok(pool_volume_delete(rig.pool, name, RIG_DONE));
