@@ -159,6 +159,11 @@ void admin_refuse(struct pool *pool, struct admin_job *job, struct pool_done don
 void admin_refuse_list(struct pool *pool, admin_list_fn fn, void *arg, int result,
                        const struct thin_error *err);
 void admin_job_commit(struct admin_job *job);
+/* Something that keeps admin_stop waiting has ended. */
+void admin_check_stopped(struct admin *admin);
+
+/* ---- admin_help.c --------------------------------------------------------------------------- */
+
 /* Copies a name argument and checks its alphabet. */
 int admin_take_name(char ret[THIN_NAME_MAX + 1], const char *name,
                     struct thin_error *err);
@@ -168,8 +173,6 @@ int admin_find(struct pool *pool, const char *name, struct catalogue_record **re
 /* A copy of it, to be changed and put in the change. -ENOMEM. */
 int admin_copy(const struct catalogue_record *record, struct catalogue_record **ret,
                struct thin_error *err);
-/* Something that keeps admin_stop waiting has ended. */
-void admin_check_stopped(struct admin *admin);
 /* Fills what the details of a device made by this job will be: guessed, or as learned. */
 void admin_guess_details(struct admin_job *job, struct catalogue_record *record,
                          bool ticks);
