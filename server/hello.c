@@ -69,7 +69,7 @@ answer(struct conn *conn, const struct session *s, bool resumed)
     body.max_payload = PROTO_PAYLOAD_MAX;
     body.max_bytes_in_flight = PROTO_BYTES_IN_FLIGHT_DEFAULT;
     body.keepalive_ms = PROTO_KEEPALIVE_MS;
-    body.lease_ms = PROTO_LEASE_MS;
+    body.lease_ms = server->lease_ms;
     body.server_version = version;
     body.server_start.data = server->start_id;
     body.server_start.len = sizeof(server->start_id);

@@ -321,6 +321,7 @@ start(struct server *s, sigset_t *set, struct thin_error *err)
         return r;
     s->thin_loop = server_loop_thin(s->loop);
     s->stop = begin_stop;
+    s->lease_ms = PROTO_LEASE_MS;
     process.stop_task.run = stop_now;
     r = blocking_create(&s->blocking, err);
     if (r == 0)

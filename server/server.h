@@ -46,6 +46,7 @@ struct server {
     struct listener *listeners[SERVER_LISTENERS_MAX];
     unsigned nr_listeners;
     unsigned connections, handshakes;
+    unsigned lease_ms; /* how long a lost session is kept */
     bool stopping;
     /* Begins an orderly end; any time, on the main loop. */
     void (*stop)(struct server *server);

@@ -215,7 +215,7 @@ session_leave(struct session *s, struct conn *conn)
     }
     if (s->nr_conns == 0 && loop_timer_set(s->server->thin_loop, &s->lease,
                                            loop_now_ns(s->server->thin_loop) +
-                                               PROTO_LEASE_MS * NS_PER_MS) < 0)
+                                               s->server->lease_ms * NS_PER_MS) < 0)
         session_end(s);
 }
 
