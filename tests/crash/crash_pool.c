@@ -59,6 +59,7 @@ struct model {
     uint64_t flushed;        /* writes that had ended then are durable */
     struct model *origin;    /* MAKING by a snapshot */
     uint64_t snap_submitted; /* likewise */
+    uint64_t made;
     struct sector sectors[VOL_SECTORS];
 };
 
@@ -197,6 +198,21 @@ model_prune(struct model *m)
         sector_prune(&m->sectors[i], m->flushed, true);
 }
 
+/* A snapshot holds one of what it may hold, and it is durable: once seen, it stays. */
+static void
+sector_seen(struct sector *s, uint64_t value)
+{
+    unsigned kept = 0;
+
+    for (unsigned i = 0; i < s->nr; i++)
+        if (s->c[i].value == value && s->c[i].submitted != 0)
+            return;
+    for (unsigned i = 0; i < s->nr; i++)
+        if (s->c[i].submitted != 0 || s->c[i].value == value)
+            s->c[kept++] = s->c[i];
+    s->nr = kept;
+}
+
 /* ---- requests --------------------------------------------------------------------------------- */
 
 static bool
@@ -239,6 +255,8 @@ op_done(struct volume_io *io, int result)
                     die("volume %s sector %" PRIu64 " reads %" PRIx64, model_name(m), i,
                         value);
                 }
+                if (m->life == THERE && op->submitted > m->made)
+                    sector_seen(s, value);
             } else if (op->kind != OP_FLUSH) {
                 sector_ack(s, op->submitted, at, io->flags & VOLUME_FUA);
             }
@@ -371,6 +389,7 @@ admin_done(void *arg, int result, const struct thin_error *err)
                     m->sectors[i].c[k].submitted = m->sectors[i].c[k].acked = 0;
                     m->sectors[i].c[k].durable = false;
                 }
+        m->made = now;
         now++;
         m->origin = NULL;
     } else if (result != -THIN_E_ROLLED_BACK && result != -THIN_E_SHUTDOWN &&
