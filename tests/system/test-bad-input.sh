@@ -16,9 +16,9 @@ must_fail 2 "" thinsrv
 must_fail 2 "" thinsrv --no-such-option
 
 echo "names and sizes"
-must_fail 1 "name" thincli volume create "tank/bad name" 1M
-must_fail 1 "name" thincli volume create "tank/-x" 1M
-must_fail 1 "name" thincli volume create "tank/$(printf 'n%.0s' $(seq 128))" 1M
+must_fail any "name" thincli volume create "tank/bad name" 1M
+must_fail any "name" thincli volume create "tank/-x" 1M
+must_fail any "name" thincli volume create "tank/$(printf 'n%.0s' $(seq 128))" 1M
 thincli volume create "tank/$(printf 'n%.0s' $(seq 127))" 1M
 for size in 0 1000 513 -1 12Q x ''; do
 	rc=0

@@ -14,6 +14,7 @@ volume, seed, state = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 rng = random.Random(seed)
 current = {}
 f = open(state, "a")
+f.write("start\n") # what an earlier run had not flushed is owed no more
 n = seed * 1000000
 while True:
     for _ in range(rng.randrange(1, 60)):
@@ -33,7 +34,9 @@ cat >"$W/verify.py" <<'END'
 import struct, sys
 flushed, later, pending = {}, {}, {}
 for line in open(sys.argv[1]):
-    if line == "flushed\n":
+    if line == "start\n":
+        pending = {}
+    elif line == "flushed\n":
         flushed.update(pending)
         for p in pending:
             later.pop(p, None)
