@@ -74,7 +74,7 @@ add_bitmap(struct block_out *out, const struct counts *counts, uint64_t k, uint3
     struct index_entry entry = {0};
     uint8_t value[INDEX_ENTRY_BYTES];
     AUTO_FREE uint8_t *bytes = calloc(1, METADATA_BLOCK_SIZE);
-    uint8_t *placed;
+    uint8_t *placed = NULL;
     int r;
 
     if (!bytes)
@@ -141,7 +141,7 @@ static int
 write_metadata_bitmap(struct block_out *out, uint64_t nr_blocks, uint64_t k,
                       struct index_entry *entry)
 {
-    uint8_t *bytes;
+    uint8_t *bytes = NULL;
     int r = block_out_place(out, entry->blocknr, &bytes);
 
     if (r >= 0)
@@ -158,7 +158,7 @@ build_metadata_space_map(struct block_out *out, uint64_t nr_blocks,
 {
     struct index_entry entries[INDEX_BLOCK_ENTRIES] = {0};
     uint32_t nr = (uint32_t)div_up_u64(nr_blocks, BITMAP_ENTRIES);
-    uint8_t *bytes;
+    uint8_t *bytes = NULL;
     int r = metadata_overflow(out, nr_blocks, &ret->ref_count_root);
 
     if (r >= 0)

@@ -150,15 +150,23 @@ list_below(struct lister *l, const struct leaf_ref *ref, unsigned depth, bool *l
 }
 
 int
+leaves_list_below(const struct tree_shape *tree, const struct leaf_ref *ref,
+                  struct leaf_list *list, struct thin_error *err)
+{
+    struct lister l = {.tree = tree, .list = list, .err = err};
+    bool leaf = false;
+    int r = list_below(&l, ref, 0, &leaf);
+
+    return r < 0 ? skip_or_fail(tree, ref, r) : 0;
+}
+
+int
 leaves_list(const struct tree_shape *tree, mblock_t root, struct leaf_list *list,
             struct thin_error *err)
 {
     struct leaf_ref ref = {.block = root, .last = UINT64_MAX};
-    struct lister l = {.tree = tree, .list = list, .err = err};
-    bool leaf = false;
-    int r = list_below(&l, &ref, 0, &leaf);
 
-    return r < 0 ? skip_or_fail(tree, &ref, r) : 0;
+    return leaves_list_below(tree, &ref, list, err);
 }
 
 /* ---- reading ----------------------------------------------------------------------- */

@@ -45,6 +45,9 @@ struct tree_shape {
  */
 int leaves_list(const struct tree_shape *tree, mblock_t root, struct leaf_list *list,
                 struct thin_error *err);
+/* The same for a subtree whose keys must lie in ref->lo to ref->last. */
+int leaves_list_below(const struct tree_shape *tree, const struct leaf_ref *ref,
+                      struct leaf_list *list, struct thin_error *err);
 void leaf_list_fini(struct leaf_list *list);
 
 /*

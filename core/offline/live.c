@@ -276,7 +276,7 @@ list_device(const struct tree_shape *tree, const struct live_device *dev,
     int r = leaves_list(tree, dev->root, list, err);
 
     for (size_t i = 0; i < dev->nr_extra && r >= 0; i++)
-        r = leaves_list(tree, dev->extra[i].block, list, err);
+        r = leaves_list_below(tree, &dev->extra[i], list, err);
     if (r >= 0 && dev->nr_extra && list->nr)
         qsort(list->refs, list->nr, sizeof(*list->refs), compare_refs);
     return r;

@@ -303,7 +303,7 @@ unpack_all(struct unpacker *u, struct meta_source *dst)
     AUTO_FREE uint8_t *first = calloc(1, METADATA_BLOCK_SIZE);
     AUTO_FREE uint8_t *zeros = aligned_alloc(
         METADATA_BLOCK_SIZE, (size_t)SOURCE_PIECE_BLOCKS * METADATA_BLOCK_SIZE);
-    uint64_t nr_blocks;
+    uint64_t nr_blocks = 0;
     int r;
 
     if (!record || !first || !zeros)

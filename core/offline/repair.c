@@ -76,7 +76,6 @@ lost_superblock(struct repair_plan *plan, const struct build_override *over,
             "--nr-data-blocks must say what it held");
     plan->pool.sb = (struct superblock){
         .version = SUPERBLOCK_VERSION,
-        .time = POOL_TIME_MAX, /* until the survey tells */
         .trans_id = over->trans_id,
         .metadata_block_size = METADATA_BLOCK_SECTORS,
     };
@@ -110,6 +109,10 @@ find_superblock(struct repair_plan *plan, struct meta_source *src,
         r = lost_superblock(plan, over, err);
         if (r < 0)
             return r;
+    }
+    if (!good || sb->time > POOL_TIME_MAX) {
+        plan->time_lost = true;
+        sb->time = POOL_TIME_MAX; /* until the survey tells */
     }
     if (over->have_trans_id)
         sb->trans_id = over->trans_id;
@@ -239,6 +242,8 @@ survey(struct repair_plan *plan, struct thin_error *err)
 
     report_fini(&plan->lost);
     plan->recovered = 0;
+    if (plan->time_lost)
+        pool->sb.time = POOL_TIME_MAX;
     tree.skipped = note_lost;
     tree.skipped_arg = &s;
     for (size_t i = 0; i < pool->nr_devices && r >= 0; i++) {
@@ -256,7 +261,7 @@ survey(struct repair_plan *plan, struct thin_error *err)
                                                       dev->details.snapshotted_time));
     }
     /* The clock of a lost superblock must not stand behind anything. */
-    if (plan->superblock_lost && r >= 0)
+    if (plan->time_lost && r >= 0)
         pool->sb.time = s.max_time;
     return r;
 }
@@ -362,7 +367,7 @@ repair_plan_make(struct repair_plan *plan, struct meta_source *src,
                  const struct build_override *over, struct thin_error *err)
 {
     static const struct build_override nothing;
-    bool top_whole, details_whole;
+    bool top_whole = false, details_whole = false;
     int r;
 
     memset(plan, 0, sizeof(*plan));

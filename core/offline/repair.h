@@ -45,6 +45,7 @@ struct repair_plan {
     struct report lost;            /* `affected`: ranges that are lost */
     struct scan scan;
     bool scanned, superblock_lost, trees_whole;
+    bool time_lost; /* the clock is set to the latest time that is found */
     uint64_t recovered;
     uint8_t trailer[SUPERBLOCK_TRAILER_BYTES]; /* as found in block 0 */
 };

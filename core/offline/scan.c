@@ -168,7 +168,8 @@ read_counts(struct scan *scan, mblock_t index_block, bool *ret_good)
         return -ENOMEM;
     for (mblock_t b = 0; b < scan->nr_blocks; b++)
         scan->blocks[b].flags &= (uint8_t)~SCAN_LIVE;
-    if (!index_block || source_read(scan->src, index_block, index, NULL) < 0 ||
+    if (!index_block || index_block >= scan->nr_blocks ||
+        source_read(scan->src, index_block, index, NULL) < 0 ||
         block_check(BLOCK_INDEX, index, index_block, NULL) < 0)
         return 0;
     for (mblock_t b = 0; b < scan->nr_blocks; b++) {
@@ -256,7 +257,7 @@ choose_counts(struct scan *scan, mblock_t named)
     if (r < 0 || scan->counts_known)
         return r;
     for (unsigned i = 0; i < scan->nr_indexes; i++) {
-        struct index_score score;
+        struct index_score score = {0};
         bool good;
 
         r = read_counts(scan, scan->indexes[i], &good);

@@ -53,7 +53,7 @@ static int
 write_node(struct tree_build *t, unsigned n, uint32_t nr, mblock_t *ret_block)
 {
     struct tree_level *level = &t->levels[n];
-    uint8_t *bytes;
+    uint8_t *bytes = NULL;
     mblock_t b;
     int r = block_out_alloc(t->out, &b);
 

@@ -161,7 +161,7 @@ xml_open_tag(struct xml_state *st, const char *name, size_t len,
     if (range || is(name, len, "single_mapping")) {
         if (st->where != XML_IN_DEVICE)
             return misplaced(st, name, len);
-        st->in_mapping = true;
+        st->in_mapping = range ? "range_mapping" : "single_mapping";
         return open_mapping(st, attrs, nr, range);
     }
     if (is(name, len, "device") && st->where == XML_IN_SUPERBLOCK)
@@ -174,9 +174,8 @@ xml_open_tag(struct xml_state *st, const char *name, size_t len,
 int
 xml_close_tag(struct xml_state *st, const char *name, size_t len)
 {
-    if (st->in_mapping &&
-        (is(name, len, "single_mapping") || is(name, len, "range_mapping"))) {
-        st->in_mapping = false;
+    if (st->in_mapping && is(name, len, st->in_mapping)) {
+        st->in_mapping = NULL;
         return 0;
     }
     if (!st->in_mapping && is(name, len, "device") && st->where == XML_IN_DEVICE) {

@@ -114,8 +114,14 @@ catch_up(struct expat_reader *e)
         r = feed(e, "<superblock>", 12, false);
     if (r >= 0 && e->st->where == XML_IN_DEVICE)
         r = feed(e, "<device>", 8, false);
+    if (r >= 0 && e->st->in_mapping)
+        r = feed(e, e->st->in_mapping[0] == 's' ? "<single_mapping>" : "<range_mapping>",
+                 e->st->in_mapping[0] == 's' ? 16 : 15, false);
     if (r >= 0 && e->st->where == XML_DONE)
         r = feed(e, "<superblock/>", 13, false);
+    /* A declaration is right only as the very first thing. */
+    if (r >= 0 && e->st->where == XML_START && e->st->blank_first)
+        r = feed(e, " ", 1, false);
     e->muted = false;
     return r;
 }

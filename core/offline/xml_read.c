@@ -44,6 +44,8 @@ refill(struct scanner *s)
 static void
 skip_blanks(struct scanner *s)
 {
+    if (s->at < s->end && *s->at != '<')
+        s->st->blank_first = true;
     while (s->at < s->end) {
         switch (*s->at) {
         case '\n':
@@ -99,7 +101,7 @@ scan_attrs(const char **pp, struct xml_attr *attrs, size_t *ret_nr)
         a->name = p;
         p = skip_name(p);
         a->name_len = (size_t)(p - a->name);
-        if (a->name_len == 0 || p[0] != '=' || p[1] != '"')
+        if (a->name_len == 0 || a->name[0] <= '9' || p[0] != '=' || p[1] != '"')
             return *p ? STEP_STRANGE : STEP_SHORT;
         p += 2;
         a->value = p;

@@ -43,7 +43,8 @@ struct xml_state {
     struct thin_error *err;
     uint64_t line; /* for words */
     enum { XML_START, XML_IN_SUPERBLOCK, XML_IN_DEVICE, XML_DONE } where;
-    bool in_mapping; /* expat: its close tag must follow */
+    const char *in_mapping; /* the element whose close tag must follow, or NULL */
+    bool blank_first;       /* something stood before what is parsed now */
 };
 
 int xml_open_tag(struct xml_state *st, const char *name, size_t len,
