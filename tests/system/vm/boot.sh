@@ -87,7 +87,8 @@ export PATH=/usr/sbin:/usr/bin DM_DISABLE_UDEV=1
 /bin/busybox --install -s /usr/bin 2>/dev/null
 mount -t proc proc /proc; mount -t sysfs sysfs /sys; mount -t devtmpfs dev /dev
 mkdir -p /dev/mapper /run/lock
-for m in /modules/*.ko; do insmod $m 2>/dev/null; done
+# Twice: then their order does not matter.
+for m in /modules/*.ko /modules/*.ko; do insmod $m 2>/dev/null; done
 dmsetup mknodes 2>/dev/null
 sh /user-script; code=$?; echo; echo "@@EXIT:$code@@"
 poweroff -f

@@ -1,0 +1,170 @@
+#!/usr/bin/env bash
+# thinmeta against the official tools, on pools that the kernel made: the same XML, lists
+# and differences; each accepts what the other writes; damage is found and repaired; and
+# the C library by way of its example.
+. "$(dirname "$0")/lib.sh"
+need_tools thin_check thin_dump thin_restore thin_ls thin_delta thin_rmap thin_metadata_size xz python3
+POOLS=$SRC/tests/data/pools
+for t in check dump restore repair delta ls rmap trim metadata_size metadata_pack metadata_unpack; do
+	mkdir -p "$W/compat"
+	ln -s "$BUILD/thinmeta" "$W/compat/thin_$t"
+done
+ours() { local t=$1; shift; "$W/compat/$t" "$@"; }
+compare() { # tool, arguments: the same output and exit code under the same name
+	local a=0 b=0
+	"$@" >"$W/official.out" 2>/dev/null || a=$?
+	ours "$@" >"$W/ours.out" 2>/dev/null || b=$?
+	same "$b" "$a" "exit code of $*"
+	cmp "$W/official.out" "$W/ours.out" || fail "$* differs"
+}
+compare_sorted() {
+	"$@" 2>/dev/null | sort >"$W/official.out"
+	ours "$@" 2>/dev/null | sort >"$W/ours.out"
+	cmp "$W/official.out" "$W/ours.out" || fail "$* differs"
+}
+blank() { # FILE SIZE
+	rm -f "$1"
+	truncate -s "$2" "$1"
+}
+FIELDS=DEV,MAPPED_BLOCKS,EXCLUSIVE_BLOCKS,SHARED_BLOCKS,MAPPED_SECTORS,EXCLUSIVE_BYTES,MAPPED,EXCLUSIVE,SHARED,TRANSACTION,CREATE_TIME,SNAP_TIME
+
+for dir in "$POOLS"/*/; do
+	pool=$(basename "$dir")
+	m=$W/$pool.img
+	xz -dc "$dir/meta.img.xz" >"$m"
+	xz -dc "$dir/dump.xml.xz" >"$W/dump.xml"
+	size=$(stat -c %s "$m")
+	echo "$pool"
+
+	thinmeta check -q "$m" || fail "check of $pool"
+	thinmeta dump "$m" | cmp - "$W/dump.xml"
+	compare thin_dump -f human_readable "$m"
+	compare thin_dump --skip-mappings "$m"
+	compare thin_dump --dev-id 1 "$m"
+	compare thin_dump -m "$m"
+	compare thin_ls "$m"
+	compare thin_ls -m "$m"
+	compare thin_ls --no-headers -o "$FIELDS" "$m"
+	compare_sorted thin_rmap --region 0..60 --region 100..5000 "$m"
+	read -r -d '' -a ids < <(thin_ls --no-headers -o DEV "$m" | head -n 4) || true
+	for a in "${ids[@]}"; do
+		for b in "${ids[@]}"; do
+			compare thin_delta --thin1 "$a" --thin2 "$b" "$m"
+			compare thin_delta --verbose --snap1 "$a" --snap2 "$b" "$m"
+		done
+	done
+	thinmeta dump -f json "$m" | python3 -c 'import json, sys; json.load(sys.stdin)'
+	thinmeta ls --json "$m" | python3 -c 'import json, sys; json.load(sys.stdin)'
+	thinmeta check --json "$m" | python3 -c 'import json, sys; json.load(sys.stdin)'
+
+	# What one restores the other accepts, and says the same of.
+	blank "$W/r.img" "$size"
+	thinmeta restore -i "$W/dump.xml" -o "$W/r.img"
+	thin_check -q "$W/r.img" || fail "thin_check of our restore of $pool"
+	thin_dump "$W/r.img" | cmp - "$W/dump.xml"
+	thinmeta check --strict -q "$W/r.img" || fail "check of our restore of $pool"
+	blank "$W/r.img" "$size"
+	if thin_restore -q -i "$W/dump.xml" -o "$W/r.img" 2>/dev/null; then
+		thinmeta check -q "$W/r.img" || fail "check of thin_restore's $pool"
+		thinmeta check --auto-repair "$W/r.img" >/dev/null
+		thinmeta check --strict -q "$W/r.img" || fail "auto-repair of thin_restore's $pool"
+		thin_check -q "$W/r.img" || fail "thin_check after auto-repair of $pool"
+		thinmeta dump "$W/r.img" | cmp - "$W/dump.xml"
+	fi
+
+	# There and back.
+	thinmeta pack -i "$m" -o "$W/pack"
+	rm -f "$W/u.img"
+	thinmeta unpack -i "$W/pack" -o "$W/u.img"
+	thinmeta check -q "$W/u.img" || fail "check of unpacked $pool"
+	thinmeta dump "$W/u.img" | cmp - "$W/dump.xml"
+
+	# Whatever single block is lost, the rest is saved, and thin_repair saves no more.
+	blank "$W/r.img" "$size"
+	ours thin_repair -i "$m" -o "$W/r.img"
+	thin_dump "$W/r.img" | cmp - "$W/dump.xml"
+	thin_check -q "$W/r.img" || fail "thin_check of repaired $pool"
+done
+
+echo "damage"
+m=$W/few-thins.img
+cp "$m" "$W/bad.img"
+# Block 35 holds device 1's mappings, as the top-level leaf says.
+root=$(python3 - "$W/bad.img" <<'END'
+import struct, sys
+f = open(sys.argv[1], 'r+b')
+d = f.read()
+top = struct.unpack_from('<Q', d, 320)[0]
+leaf = struct.unpack_from('<Q', d, top * 4096 + 2048)[0]
+f.seek(leaf * 4096 + 1000)
+f.write(b'damage')
+print(leaf)
+END
+)
+rc=0
+thinmeta check "$W/bad.img" >"$W/out" || rc=$?
+same $rc 1 "exit code of check with damage"
+grep -q "affected: device 1, .*(metadata block $root)" "$W/out" || fail "the volume is not named"
+cmp -s "$W/bad.img" "$m" && fail "no damage was done"
+must_fail 1 "damaged" thinmeta dump "$W/bad.img"
+cp "$W/bad.img" "$W/before.img"
+thinmeta repair -i "$W/bad.img" --dry-run >"$W/plan"
+grep -q "lost: device 1" "$W/plan" || fail "the plan does not say what is lost"
+blank "$W/r.img" 4M
+thinmeta repair -i "$W/bad.img" -o "$W/r.img" >/dev/null
+cmp "$W/bad.img" "$W/before.img" || fail "repair has written to its input"
+thin_check -q "$W/r.img" || fail "thin_check of the repaired pool"
+thinmeta check -q "$W/r.img" || fail "check of the repaired pool"
+thinmeta dump -r "$W/bad.img" >"$W/lenient.xml"
+[ "$(grep -c '_mapping' "$W/lenient.xml")" = "$(thin_dump "$W/r.img" | grep -c _mapping)" ] ||
+	fail "dump -r and repair differ"
+must_fail 1 "same device" thinmeta repair -i "$m" -o "$m"
+
+echo "needs_check"
+cp "$W/needs-check.img" "$W/n.img"
+thinmeta check "$W/n.img" | grep -q "needs_check is set" || fail "needs_check is not told"
+thinmeta check --clear-needs-check-flag "$W/n.img" >/dev/null
+thin_dump "$W/n.img" | grep -q 'flags="0"' || fail "needs_check is not cleared"
+
+echo "format, size, trim"
+thinmeta format --data-size 1G "$W/f.img"
+thin_check -q "$W/f.img"
+thinmeta check --strict -q "$W/f.img"
+must_fail 1 "not empty" thinmeta format --data-size 1G "$W/f.img"
+for args in "-b 64k -s 1g -m 10" "-b 64k -s 10t -m 1000 -u k" "-b 128 -s 2097152 -m 1k -u b" \
+	"-b 64k -s 4t -m 1000 -u t -nshort" "-b 64k -s 4t -m 1000 -u G -nlong" "-b 64k -s 1g -m 10 -n"; do
+	# shellcheck disable=SC2086
+	compare thin_metadata_size $args
+done
+truncate -s 40M "$W/data"
+tr '\0' x </dev/zero | head -c 40M | dd of="$W/data" conv=notrunc status=none
+thinmeta trim --metadata-dev "$m" --data-dev "$W/data" >/dev/null
+same "$(python3 -c "
+d = open('$W/data', 'rb').read()
+print(sum(1 for i in range(640) if d[i * 65536] == 120))")" 107 "data blocks kept by trim"
+
+echo "locks and wrong usage"
+python3 - "$m" "$BUILD/thinmeta" <<'END'
+import fcntl, struct, subprocess, sys
+f = open(sys.argv[1], 'r+b')
+F_OFD_SETLK = 37
+fcntl.fcntl(f, F_OFD_SETLK, struct.pack('hhqqi4x', fcntl.F_WRLCK, 0, 0, 0, 0))
+r = subprocess.run([sys.argv[2], 'check', sys.argv[1]], capture_output=True, text=True)
+assert r.returncode == 1 and 'in use' in r.stderr, r
+END
+must_fail 2 "" thinmeta
+must_fail 2 "" thinmeta frobnicate
+must_fail 2 "" thinmeta check
+must_fail 2 "" thinmeta check --no-such-option "$m"
+must_fail 1 "no such file" thinmeta check "$W/none"
+must_fail 1 "thin metadata" thinmeta dump "$BUILD/thinmeta"
+must_fail 1 "neither" thinmeta check /dev/null
+must_fail 1 "line 1" thinmeta restore -i "$BUILD/thinmeta" -o "$W/f.img"
+
+echo "the library's example"
+cc -std=c11 -Wall -Werror -I"$SRC/core/offline" -o "$W/list" "$SRC/tests/examples/list-volumes.c" \
+	-L"$BUILD" -lthinmeta -Wl,-rpath,"$BUILD"
+ln -sf "$BUILD/libthinmeta.so" "$W/libthinmeta.so.0"
+LD_LIBRARY_PATH=$W "$W/list" "$m" >"$W/out"
+grep -q '^volume 7: 27 blocks, 27 of them its own$' "$W/out" || fail "the example's list"
+same "$(grep -c ' at ' "$W/out")" "$(thin_dump "$m" | grep -c _mapping)" "ranges of the example"
