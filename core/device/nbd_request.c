@@ -2,6 +2,7 @@
  * The NBD device's requests: cut into pieces, sent as commands, put together again.
  */
 #include <errno.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "core/base/assert.h"
@@ -475,6 +476,8 @@ nbd_request_collect(struct nbd_link *link)
         /* ENOTCONN is libnbd's word for what died with the connection: no answer, as if
            it were still in flight. ESHUTDOWN is the server's, before that. */
         if (c->error == ENOTCONN || c->error == ESHUTDOWN) {
+            if (c->error == ESHUTDOWN)
+                snprintf(link->words, sizeof(link->words), "the server is shutting down");
             link->broken = true;
             continue;
         }

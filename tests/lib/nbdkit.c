@@ -38,8 +38,11 @@ nbdkit_start(struct nbdkit *k, const char *args)
     /* The file appears when it listens. */
     snprintf(ready, sizeof(ready), "%s/pid", k->dir);
     unlink(ready);
-    snprintf(command, sizeof(command), "exec nbdkit -f -P %s -U %s %s", ready, k->socket,
-             args);
+    if (strstr(args, " -p "))
+        snprintf(command, sizeof(command), "exec nbdkit -f -P %s %s", ready, args);
+    else
+        snprintf(command, sizeof(command), "exec nbdkit -f -P %s -U %s %s", ready,
+                 k->socket, args);
     k->pid = fork();
     THIN_ASSERT(k->pid >= 0);
     if (k->pid == 0) {

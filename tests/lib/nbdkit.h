@@ -18,7 +18,10 @@ struct nbdkit {
 /* Makes the folder; starts nothing. */
 void nbdkit_init(struct nbdkit *k);
 
-/* Runs `nbdkit ARGS` (words split by the shell; $DIR is the folder) until it listens. */
+/*
+ * Runs `nbdkit ARGS` (words split by the shell; $DIR is the folder) until it listens, at
+ * its socket, unless ARGS name a port with " -p ".
+ */
 void nbdkit_start(struct nbdkit *k, const char *args);
 
 /* SIGKILL, and waits for its end: what it had not written is gone. */
