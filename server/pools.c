@@ -413,6 +413,7 @@ pool_opened(void *arg, struct pool *pool, int result, const struct thin_error *e
     thin_error_init(&j->sp->why);
     log_notice("pool is open pool=%s data=%s metadata=%s", j->sp->name, j->sp->data_path,
                j->sp->metadata_path);
+    events_tell(j->pools->server, "pool-open", j->sp->name, "the pool is open");
     submit(j, work_store, stored_open);
 }
 
@@ -628,6 +629,7 @@ pool_closed(void *arg, int result, const struct thin_error *err)
     if (!j->pools->stopped)
         j->sp->want_open = false;
     log_notice("pool is closed pool=%s", j->sp->name);
+    events_tell(j->pools->server, "pool-closed", j->sp->name, "the pool is closed");
     submit(j, work_store, stored_closed);
 }
 
