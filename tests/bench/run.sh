@@ -46,7 +46,7 @@ for u in "$thin" "$kit" "$qemu"; do nbdcopy "$u" null:; done
 rate() { # uri, fio options: operations per second
 	fio --name=b --ioengine=nbd --uri="$1" --size="$size" --time_based --runtime="$seconds" --ramp_time=1 \
 		--randrepeat=0 --output-format=json "${@:2}" 2>/dev/null |
-		python3 -c 'import json, sys; j = json.load(sys.stdin)["jobs"][0]; print(int(j["read"]["iops"] + j["write"]["iops"]))'
+		python3 -c 'import json, sys; t = sys.stdin.read(); j = json.loads(t[t.index("{"):])["jobs"][0]; print(int(j["read"]["iops"] + j["write"]["iops"]))'
 }
 median() { sort -n | awk '{a[NR] = $1} END {print a[int((NR + 1) / 2)]}'; }
 job() { # name, goal against nbdkit, goal against qemu-nbd, fio options
