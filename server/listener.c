@@ -154,6 +154,11 @@ listener_open(struct server *server, enum listener_face face,
         listener_close(l);
         return thin_wrap(err, r, "listen on %s", text);
     }
+    if (l->address.kind == SOCKET_TCP && l->address.port == 0) {
+        l->address.port = socket_local_port(fds[0]); /* the system chose one */
+        snprintf(l->text, sizeof(l->text), "%s %s", face == LISTEN_NBD ? "nbd" : "thin",
+                 socket_address_text(&l->address, text, sizeof(text)));
+    }
     set_accepting(l, true);
     log_notice("listening address=%s", l->text);
     *ret = l;
