@@ -130,6 +130,9 @@ weigh_leaf(struct repair_plan *plan, mblock_t leaf, const uint8_t *data,
         if (dev->root && dev->origin == REPAIR_OWN)
             continue;
         rank = root_rank(plan, dev, leaf, root);
+        /* An empty older version saves nothing, and would hide that all is lost. */
+        if (!rank && !scan_total(scan, root))
+            continue;
         if (dev->root) {
             unsigned old = dev->rank;
 

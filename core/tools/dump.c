@@ -58,15 +58,12 @@ dump(const struct tool *tool, const struct dump_args *args, const char *path)
         r = tool_output_close(&out, &err);
     source_close(src);
     tool_progress_end();
-    if (r < 0) {
-        tool_fail(tool, r, &err);
-        if (r == -THIN_E_CHECKSUM || r == -THIN_E_BAD_BLOCK)
-            fprintf(stderr,
-                    "%s: metadata contains errors (run `thinmeta check` for "
-                    "details), perhaps you wanted --repair\n",
-                    tool_name(tool));
-        return 1;
-    }
+    if ((r == -THIN_E_CHECKSUM || r == -THIN_E_BAD_BLOCK) && !args->live.lenient)
+        r = thin_wrap(&err, r,
+                      "the metadata is damaged (check tells more, --repair dumps "
+                      "what can be reached)");
+    if (r < 0)
+        return tool_fail(tool, r, &err);
     return 0;
 }
 
