@@ -252,7 +252,8 @@ conn_send_request(struct conn *c, struct request *rq, const void *head, size_t h
     f->sent = sent;
     f->memory = NULL;
     f->iov[0] = (struct iovec){(void *)(uintptr_t)head, head_bytes};
-    memcpy(f->iov + 1, iov, nr_iov * sizeof(*iov));
+    for (unsigned i = 0; i < nr_iov; i++)
+        f->iov[1 + i] = iov[i];
     f->nr_iov = 1 + nr_iov;
     queue_out(c, f);
 }
