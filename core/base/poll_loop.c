@@ -188,10 +188,13 @@ poll_run_once(struct thin_loop *loop)
         unsigned events = (fds[i].revents & POLLIN ? THIN_WATCH_READ : 0) |
                           (fds[i].revents & POLLOUT ? THIN_WATCH_WRITE : 0);
 
+        /* Who was cancelled in this turn may be gone. */
+        if (fds[i].revents == 0 || !is_watched(pl, watched[i]))
+            continue;
         /* An error or hang-up wakes whoever waits for anything. */
         if (fds[i].revents & (POLLERR | POLLHUP | POLLNVAL))
             events |= watched[i]->wanted;
-        if (events && is_watched(pl, watched[i]))
+        if (events)
             watched[i]->ready(watched[i], events);
     }
     return 0;
