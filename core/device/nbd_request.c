@@ -450,8 +450,10 @@ static void
 end_command(struct nbd_device *n, struct nbd_command *c)
 {
     struct device_io *io = c->io;
-    int r = command_result(c);
+    int r;
 
+    THIN_ASSERT(io);
+    r = command_result(c);
     note_durability(n, c);
     if (is_change(c->op))
         n->writes_in_flight--;

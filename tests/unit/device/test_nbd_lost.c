@@ -232,6 +232,16 @@ START_TEST(waiting_for_a_server_ends)
 }
 END_TEST
 
+static void
+stop_server(void)
+{
+    int status;
+
+    kill(server.pid, SIGSTOP);
+    ck_assert_int_eq(waitpid(server.pid, &status, WUNTRACED), server.pid);
+    ck_assert(WIFSTOPPED(status));
+}
+
 START_TEST(a_silent_server_counts_as_gone)
 {
     struct request q;
@@ -240,13 +250,13 @@ START_TEST(a_silent_server_counts_as_gone)
     params.answer_timeout_ms = 200;
     params.connect_timeout_ms = 200;
     serve("memory 1M");
-    kill(server.pid, SIGSTOP);
+    stop_server();
     start(&q, DEVICE_READ, 0, b, 4096);
     ck_assert_int_eq(wait_for(&q), -THIN_E_TIMED_OUT);
     kill(server.pid, SIGCONT);
     run_for_ms(1000);
     ck_assert_int_eq(device_write_wait(dev, 0, a, 4096, 0), 0);
-    kill(server.pid, SIGSTOP);
+    stop_server();
     start(&q, DEVICE_FLUSH, 0, NULL, 0);
     ck_assert_int_eq(wait_for(&q), -THIN_E_LOST);
     kill(server.pid, SIGCONT);
