@@ -131,7 +131,8 @@ assert_silent(const struct delta_seen *s, uint64_t begin, uint64_t end)
 
         if (any && s->differences_only)
             any = kind != DELTA_SAME;
-        ck_assert_msg(!any, "block %lu is not told", (unsigned long)v);
+        if (any)
+            ck_abort_msg("block %lu is not told", (unsigned long)v);
     }
 }
 
@@ -175,9 +176,9 @@ START_TEST(delta_tells_each_block_as_it_is)
 
     rig_init(&rig, pools[_i]);
     for (size_t i = 0; i < rig.model->nr; i++)
-        for (size_t j = 0; j < rig.model->nr; j++) {
+        for (size_t j = i; j < rig.model->nr && j < i + 3; j++) {
             compare_pair(&rig, i, j, false);
-            compare_pair(&rig, i, j, true);
+            compare_pair(&rig, j, i, true);
         }
     rig_fini(&rig);
 }

@@ -194,8 +194,8 @@ START_TEST(what_only_expat_knows_is_read_as_well)
         "%s<!-- in the superblock -->%s%s%s",
         "%s%s<!-- in the device -->%s%s",
         "%s%s%s%s<!-- behind -->\n",
-        "%s%s%s<single_mapping origin_block='9' data_block='&#57;' "
-        "time='0'></single_mapping>%s",
+        ("%s%s%s<single_mapping origin_block='9' data_block='&#57;' "
+         "time='0'></single_mapping>%s"),
     };
     static const char head[] = "<superblock uuid=\"\" time=\"0\" transaction=\"1\" "
                                "data_block_size=\"128\" nr_data_blocks=\"100\">\n";
