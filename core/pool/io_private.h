@@ -328,7 +328,14 @@ struct pool_end {
     uint32_t dev_id;
     bool found;
     struct device_details details;
+    void (*wiped)(struct pool *pool, int result, const struct thin_error *err);
+    struct device_io wipe_io;
+    struct iovec wipe_iov;
 };
+
+/* format.c: zeroes block 0 of the metadata device and flushes it. */
+void format_wipe(struct pool *pool, void (*done)(struct pool *pool, int result,
+                                                 const struct thin_error *err));
 
 /* Formats or loads, fetching what is missing. May tell at once. */
 void pool_load(struct pool *pool, void (*loaded)(struct pool *pool, int result,

@@ -1,7 +1,7 @@
 /*
  * Life of a pool.
  *
- *   pool_open ─► format | load ─► geometry ─► catalogue ─► deletes resumed ─► opened
+ *   pool_open ─► format | load ─► geometry ─► (wipe) ─► catalogue ─► deletes resumed ─► opened
  *   pool_close ─► admin stops ─► requests end ─► commit ─► devices close ─► done
  */
 #include <stdlib.h>
@@ -196,6 +196,14 @@ open_finish(struct pool *pool, int result, const struct thin_error *err)
         end->result = result;
         if (err)
             end->err = *err;
+        if (pool->metadata_ready || pool->rolling_back) {
+            /* A commit, or catalogue I/O, may be on its way yet. */
+            pool->closing = true;
+            end->stage = CLOSE_LAST;
+            space_stop(pool);
+            pool_check_idle(pool);
+            return;
+        }
         end->task.run = open_failed;
         loop_defer(pool->loop, &end->task);
         return;
@@ -278,6 +286,18 @@ open_geometry(struct pool *pool, struct thin_error *err)
 }
 
 static void
+open_begin(struct pool *pool, int result, const struct thin_error *err)
+{
+    if (result < 0) {
+        open_finish(pool, result, err);
+        return;
+    }
+    pool->metadata_ready = true;
+    commit_begin_epoch(pool);
+    catalogue_open(pool, open_catalogue);
+}
+
+static void
 open_loaded(struct pool *pool, int result, const struct thin_error *err)
 {
     struct thin_error own;
@@ -287,13 +307,11 @@ open_loaded(struct pool *pool, int result, const struct thin_error *err)
         result = open_geometry(pool, &own);
         err = &own;
     }
-    if (result < 0) {
-        open_finish(pool, result, err);
-        return;
-    }
-    pool->metadata_ready = true;
-    commit_begin_epoch(pool);
-    catalogue_open(pool, open_catalogue);
+    /* What the format would refuse was refused: only now does the old pool go. */
+    if (result == 0 && pool->end->format)
+        format_wipe(pool, open_begin);
+    else
+        open_begin(pool, result, err);
 }
 
 static int

@@ -156,6 +156,12 @@ rollback_continue(struct pool *pool)
     if (pool->end->loading || pool->in->frags_used || pool->data_in_flight || c->md_io ||
         c->fetching || pool->nr_ops || !space_idle(pool) || pool->metadata_ready)
         return;
+    if (!pool->opened && pool->closing) {
+        /* It never opened, and nobody will read what a load would find. */
+        pool->rolling_back = false;
+        pool_check_idle(pool);
+        return;
+    }
     metadata_reset(pool->md);
     pool_load(pool, load_again);
 }

@@ -476,7 +476,7 @@ START_TEST(a_thousand_volumes_come_and_go)
     ck_assert_uint_eq(answered, NR);
     ck_assert_uint_eq(failures, 0);
     /* The last checkpoints give back what the catalogue had grown to. */
-    for (int i = 0; i < 40; i++) {
+    for (int i = 0; i < 120; i++) {
         rig_create("x", 512);
         rig_ok(pool_volume_delete(rig.pool, "x", RIG_DONE));
     }
