@@ -86,13 +86,10 @@ take_global(struct cli *cli, int val, const char *value)
     case GLOBAL_HELP:
         cli->help = true;
         return 0;
-    case 'V':
-    case GLOBAL_VERSION:
+    default:
+        THIN_ASSERT(val == GLOBAL_VERSION || val == 'V');
         cli->version = true;
         return 0;
-    default:
-        THIN_ASSERT(!"an option without a place");
-        return CLI_USAGE;
     }
 }
 
@@ -249,9 +246,12 @@ cli_fini(struct cli *cli)
 const char *
 cli_option(const struct cli *cli, const char *name)
 {
-    for (unsigned i = 0; i < cli->nr_values; i++)
-        if (strcmp(cli->values[i].option->name, name) == 0)
-            return cli->values[i].value ? cli->values[i].value : "";
+    for (unsigned i = 0; i < cli->nr_values; i++) {
+        const struct cli_value *v = &cli->values[i];
+
+        if (v->option && strcmp(v->option->name, name) == 0)
+            return v->value ? v->value : "";
+    }
     return NULL;
 }
 
@@ -382,8 +382,8 @@ add_key_value(struct cli *cli, const char *text, struct cli_key_values *values)
 int
 cli_key_values(struct cli *cli, unsigned first, struct cli_key_values *ret)
 {
-    struct cli_key_values values = {
-        .list = calloc((size_t)cli->nr_args + 1, sizeof(*values.list))};
+    struct cli_key_values values = {.list =
+                                        calloc((size_t)cli->nr_args + 1, sizeof(void *))};
     int r = values.list ? 0 : thin_fail_code(&cli->err, -ENOMEM, "read the command line");
 
     for (unsigned i = first; r == 0 && i < cli->nr_args; i++)

@@ -176,7 +176,7 @@ volume_of(struct import_volumes *volumes, uint32_t id)
         unsigned room = volumes->room ? 2 * volumes->room : 16;
         void *list = room > IMPORT_VOLUMES_MAX
                          ? NULL
-                         : reallocarray(volumes->list, room, sizeof(*volumes->list));
+                         : reallocarray(volumes->list, room, sizeof(void *));
 
         if (!list)
             return NULL;

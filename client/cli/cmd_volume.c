@@ -127,8 +127,8 @@ find_by_name(const struct tree *tree, const char *name)
     const Thin__VolumeInfo **found;
 
     wanted.name = lend(name);
-    found = bsearch(&key, tree->by_name, tree->list->nr_items, sizeof(*tree->by_name),
-                    compare_names);
+    found =
+        bsearch(&key, tree->by_name, tree->list->nr_items, sizeof(void *), compare_names);
     return found ? (unsigned)(found - tree->by_name) : UINT32_MAX;
 }
 
@@ -161,8 +161,8 @@ static int
 fill_tree(struct output *output, const struct info_list *list)
 {
     size_t n = list->nr_items + 1;
-    AUTO_FREE const Thin__VolumeInfo **by_name = calloc(n, sizeof(*by_name));
-    AUTO_FREE struct libscols_line **lines = calloc(n, sizeof(*lines));
+    AUTO_FREE const Thin__VolumeInfo **by_name = calloc(n, sizeof(void *));
+    AUTO_FREE struct libscols_line **lines = calloc(n, sizeof(void *));
     AUTO_FREE bool *entered = calloc(n, sizeof(*entered));
     AUTO_FREE unsigned *path = calloc(n, sizeof(*path));
     struct tree tree = {output, list, by_name, lines, entered};
@@ -171,7 +171,7 @@ fill_tree(struct output *output, const struct info_list *list)
         return -ENOMEM;
     for (unsigned i = 0; i < list->nr_items; i++)
         by_name[i] = list->items[i];
-    qsort(by_name, list->nr_items, sizeof(*by_name), compare_names);
+    qsort(by_name, list->nr_items, sizeof(void *), compare_names);
     for (unsigned i = 0; i < list->nr_items; i++)
         add_line(&tree, i, path);
     return 0;
@@ -343,7 +343,7 @@ snapshot_group(struct cli *cli, const char *group)
     Thin__Request request = THIN__REQUEST__INIT;
     Thin__VolumeSnapshot body = THIN__VOLUME_SNAPSHOT__INIT;
     AUTO_FREE struct group_entry *entries = calloc(cli->nr_args, sizeof(*entries));
-    AUTO_FREE Thin__SnapshotPair **pairs = calloc(cli->nr_args, sizeof(*pairs));
+    AUTO_FREE Thin__SnapshotPair **pairs = calloc(cli->nr_args, sizeof(void *));
     AUTO_FREE const char **names = calloc(cli->nr_args, sizeof(*names));
     int r = cli_check_name(cli, group);
 

@@ -52,46 +52,62 @@ take_setting(struct cli *cli, const char *key, const char *value)
     return thin_fail(&cli->err, -THIN_E_CONFIG, "no such setting: %s", key);
 }
 
-/* "KEY = VALUE" lines, # comments. A file that is not there is an empty one. */
 static int
-read_config(struct cli *cli, const char *path)
+read_text(struct cli *cli, FILE *f, const char *path)
 {
-    AUTO_FILE FILE *f = fopen(path, "re");
-    unsigned line_nr = 0;
     size_t len;
-    char *rest;
 
-    if (!f && (errno == ENOENT || errno == ENOTDIR || errno == EACCES))
-        return 0;
-    if (!f)
-        return thin_fail_code(&cli->err, -errno, "open %s", path);
     cli->config = malloc(CLI_CONFIG_BYTES_MAX + 1);
     if (!cli->config)
         return thin_fail_code(&cli->err, -ENOMEM, "read %s", path);
     len = fread(cli->config, 1, CLI_CONFIG_BYTES_MAX, f);
+    cli->config[len] = '\0';
     if (ferror(f))
         return thin_fail_code(&cli->err, -EIO, "read %s", path);
     if (!feof(f))
         return thin_fail(&cli->err, -THIN_E_CONFIG, "%s is larger than %u bytes", path,
                          CLI_CONFIG_BYTES_MAX);
-    cli->config[len] = '\0';
-    for (rest = cli->config; rest;) {
-        char *line = trim(strsep(&rest, "\n"));
-        char *value = strchr(line, '=');
-        int r;
-
-        line_nr++;
-        if (!*line || *line == '#' || *line == ';')
-            continue;
-        if (!value)
-            return thin_fail(&cli->err, -THIN_E_CONFIG, "%s:%u: KEY = VALUE is expected",
-                             path, line_nr);
-        *value++ = '\0';
-        r = take_setting(cli, trim(line), trim(value));
-        if (r < 0)
-            return thin_wrap(&cli->err, r, "%s:%u", path, line_nr);
-    }
     return 0;
+}
+
+static int
+read_line(struct cli *cli, char *line)
+{
+    char *value = strchr(line, '=');
+
+    if (!*line || *line == '#' || *line == ';')
+        return 0;
+    if (!value)
+        return thin_fail(&cli->err, -THIN_E_CONFIG, "KEY = VALUE is expected");
+    *value++ = '\0';
+    return take_setting(cli, trim(line), trim(value));
+}
+
+/*
+ * "KEY = VALUE" lines, # comments. A file that is not there, or not for us to read, is
+ * an empty one.
+ */
+static int
+read_config(struct cli *cli, const char *path)
+{
+    FILE *f = fopen(path, "re");
+    unsigned line_nr = 0;
+    char *rest;
+    int r;
+
+    if (!f)
+        return errno == ENOENT || errno == ENOTDIR || errno == EACCES
+                   ? 0
+                   : thin_fail_code(&cli->err, -errno, "open %s", path);
+    r = read_text(cli, f, path);
+    fclose(f);
+    for (rest = cli->config; r == 0 && rest;) {
+        line_nr++;
+        r = read_line(cli, trim(strsep(&rest, "\n")));
+        if (r < 0)
+            thin_wrap(&cli->err, r, "%s:%u", path, line_nr);
+    }
+    return r;
 }
 
 /* ---- the client ------------------------------------------------------------------------ */
@@ -119,7 +135,7 @@ look_up(struct cli *cli)
 static int
 set_up(struct cli *cli, struct thin_client *client)
 {
-    struct socket_address address;
+    struct socket_address address = {0};
     int r = thin_client_set_server(client, cli->address);
 
     if (r == 0)

@@ -50,7 +50,7 @@ add_item(struct info_list *list, const void *item)
 static int
 keep(struct info_list *list, const ProtobufCMessage *message, ProtobufCMessage **ret_copy)
 {
-    int r = grow(&list->replies, &list->room, list->nr_replies, sizeof(*list->replies));
+    int r = grow(&list->replies, &list->room, list->nr_replies, sizeof(void *));
 
     if (r == 0)
         r = cli_copy_message(message, ret_copy);

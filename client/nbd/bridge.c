@@ -257,7 +257,7 @@ bridge_front_gone(struct bridge *bridge)
 static bool
 is_loopback(int fd)
 {
-    struct sockaddr_storage addr;
+    struct sockaddr_storage addr = {0};
     socklen_t len = sizeof(addr);
     const struct sockaddr_in *in4 = (const void *)&addr;
     const struct sockaddr_in6 *in6 = (const void *)&addr;
@@ -288,7 +288,7 @@ static int
 listen_on(struct bridge *bridge, const char *text, struct thin_error *err)
 {
     struct socket_listen_params params = {.mode = 0600};
-    struct socket_address address;
+    struct socket_address address = {0};
     int fds[SOCKET_ADDRESSES_MAX];
     bool tcp, open_to_all = false;
     unsigned nr = 0;
@@ -402,6 +402,15 @@ on_patience_over(evutil_socket_t fd, short what, void *arg)
     event_base_loopbreak(bridge->base);
 }
 
+static void
+stop_front(struct front *front)
+{
+    if (front->ended)
+        return;
+    nbd_conn_shutdown(front->conn);
+    front_kick(front);
+}
+
 /* New requests are refused, those in flight are answered. */
 static void
 on_signal(evutil_socket_t fd, short what, void *arg)
@@ -416,12 +425,8 @@ on_signal(evutil_socket_t fd, short what, void *arg)
         return;
     bridge->stopping = true;
     close_sockets(bridge);
-    TAILQ_FOREACH(front, &bridge->fronts, link) {
-        if (front->ended)
-            continue;
-        nbd_conn_shutdown(front->conn);
-        front_kick(front);
-    }
+    TAILQ_FOREACH(front, &bridge->fronts, link)
+        stop_front(front);
     if (event_add(bridge->patience_event, &patience) < 0)
         event_base_loopbreak(bridge->base);
     check_ended(bridge);

@@ -130,7 +130,7 @@ op_get_buffer(void *arg, size_t len, struct nbd_buffer *ret)
 {
     struct front *front = arg;
     struct bridge *bridge = front->bridge;
-    struct payload *payload;
+    struct payload *payload = NULL;
     int r = -THIN_E_WOULD_BLOCK;
 
     /* First come, first served: nobody passes those who wait. */
