@@ -52,6 +52,7 @@ struct opening {
     void *arg;
     bool writer;
     bool may_fall_back; /* to read-only */
+    bool is_open;       /* a lazy one: only its epoch is raised */
     int result;
     struct thin_error err;
     struct thin_task task;
@@ -165,11 +166,37 @@ drop_attachment(struct attach_table *table, struct attachment *a)
     put(table, v);
 }
 
+/* The epoch of a lazy attachment is raised, or is not. */
+static void
+answer_waiters(struct opening *o)
+{
+    struct attachment *a = o->attachment;
+    struct attach_waiter *w;
+    int result = o->result;
+
+    a->raising = false;
+    if (result == 0)
+        a->lazy = false;
+    free(o);
+    while ((w = STAILQ_FIRST(&a->waiters))) {
+        bool last = STAILQ_NEXT(w, link) == NULL;
+
+        STAILQ_REMOVE_HEAD(&a->waiters, link);
+        w->done(w, result);
+        if (last) /* the attachment may be gone */
+            return;
+    }
+}
+
 static void
 answer(struct thin_task *task)
 {
     struct opening *o = container_of(task, struct opening, task);
 
+    if (o->is_open) {
+        answer_waiters(o);
+        return;
+    }
     if (o->result == 0 && is_fenced(o->attachment)) {
         o->result = thin_fail(&o->err, -THIN_E_STALE, "another client took %s/%s",
                               o->entry->pool, o->entry->volume);
@@ -183,7 +210,9 @@ static void
 finish(struct opening *o, int result)
 {
     o->result = result;
-    if (result < 0) {
+    if (o->is_open) {
+        /* The attachment stays what it is. */
+    } else if (result < 0) {
         if (o->writer)
             leave_writers(o->entry, o->attachment);
         if (o->attachment && o->attachment->volume)
@@ -339,6 +368,21 @@ raise_epoch(struct opening *o)
     pool_volume_attach(pool, v->volume, &a, (struct pool_done){attached, o});
 }
 
+/* Nothing is raised yet, but what will never take a change is not called writable. */
+static void
+open_lazily(struct opening *o)
+{
+    struct pool *pool = volume_pool(o->attachment->volume);
+    struct pool_info info;
+
+    if (pool)
+        pool_get_info(pool, &info);
+    if (pool && (info.mode == POOL_READ_ONLY || info.mode == POOL_FAIL) &&
+        falls_back(o, -THIN_E_READ_ONLY))
+        return;
+    finish(o, 0);
+}
+
 static void
 volume_opened(void *arg, struct volume *volume, int result, const struct thin_error *err)
 {
@@ -355,6 +399,8 @@ volume_opened(void *arg, struct volume *volume, int result, const struct thin_er
     o->attachment->volume = volume;
     if (o->attachment->read_only)
         finish(o, 0);
+    else if (o->attachment->lazy)
+        open_lazily(o);
     else
         raise_epoch(o);
 }
@@ -403,6 +449,8 @@ attach_open(struct attach_table *table, const struct attach_request *r,
         return;
     }
     o->attachment->read_only = r->read_only;
+    o->attachment->lazy = r->lazy;
+    STAILQ_INIT(&o->attachment->waiters);
     if (r->fall_back_read_only && info.read_only)
         o->attachment->read_only = true;
     if (!o->attachment->read_only) {
@@ -423,7 +471,7 @@ attach_open(struct attach_table *table, const struct attach_request *r,
 void
 attach_close(struct attach_table *table, struct attachment *a)
 {
-    THIN_ASSERT(a->in_flight == 0);
+    THIN_ASSERT(a->in_flight == 0 && !a->raising);
     drop_attachment(table, a);
 }
 
@@ -432,7 +480,9 @@ attach_check(const struct attachment *a, uint64_t epoch)
 {
     if (a->read_only)
         return -THIN_E_READ_ONLY;
-    return is_fenced(a) || epoch != a->entry->epoch ? -THIN_E_STALE : 0;
+    if (is_fenced(a) || (epoch != ATTACH_OWN_EPOCH && epoch != a->entry->epoch))
+        return -THIN_E_STALE;
+    return 0;
 }
 
 int
@@ -440,9 +490,34 @@ attach_begin(struct attachment *a, uint64_t epoch)
 {
     int r = attach_check(a, epoch);
 
-    if (r == 0)
-        a->in_flight++;
-    return r;
+    if (r < 0)
+        return r;
+    if (a->lazy && !a->entry->epoch_is_durable)
+        return -THIN_E_WOULD_BLOCK;
+    a->lazy = false; /* another attachment of the holder may have raised it */
+    a->in_flight++;
+    return 0;
+}
+
+void
+attach_raise(struct attach_table *table, struct attachment *a, struct attach_waiter *w)
+{
+    struct opening *o = a->raising ? NULL : calloc(1, sizeof(*o));
+
+    if (!o && !a->raising) {
+        w->done(w, -ENOMEM);
+        return;
+    }
+    STAILQ_INSERT_TAIL(&a->waiters, w, link);
+    if (a->raising)
+        return;
+    a->raising = true;
+    o->table = table;
+    o->entry = a->entry;
+    o->attachment = a;
+    o->is_open = true;
+    thin_error_init(&o->err);
+    raise_epoch(o);
 }
 
 void

@@ -14,7 +14,15 @@
 #include "core/pool/pool.h"
 #include "server/server.h"
 
+#define ATTACH_OWN_EPOCH UINT64_MAX /* for who knows no epoch: the attachment's */
+
 struct attach_table;
+
+/* Who waits until the volume is his also on disk. Embed it. */
+struct attach_waiter {
+    void (*done)(struct attach_waiter *waiter, int result);
+    STAILQ_ENTRY(attach_waiter) link;
+};
 
 /* One open of one volume by one connection or session handle. */
 struct attachment {
@@ -28,6 +36,9 @@ struct attachment {
     /* The table's. */
     unsigned generation;
     unsigned in_flight; /* changes */
+    bool lazy;          /* the epoch is not raised yet */
+    bool raising;
+    STAILQ_HEAD(, attach_waiter) waiters;
     struct attach_volume *entry;
     TAILQ_ENTRY(attachment) link;
 };
@@ -39,6 +50,8 @@ struct attach_request {
     bool read_only;
     bool fall_back_read_only; /* another holder has it: open read-only instead */
     bool shared, steal;
+    /* The epoch is raised by the first change: who only reads leaves no trace. */
+    bool lazy;
 };
 
 int attach_create(struct server *server, struct attach_table **ret);
@@ -61,10 +74,14 @@ int attach_check(const struct attachment *attachment, uint64_t epoch);
 /*
  * The same for a change at its submission; 0: it is counted until attach_end, and who
  * takes the volume over is answered only when it has ended, so that no old write lands
- * after a new one.
+ * after a new one. -THIN_E_WOULD_BLOCK, of a lazy one: attach_raise comes first.
  */
 int attach_begin(struct attachment *attachment, uint64_t epoch);
 void attach_end(struct attachment *attachment);
+/* `waiter` is told, on a turn of its own, when attach_begin can be tried again, or why it
+   cannot; at once only if there is no memory. Counts as a request in flight. */
+void attach_raise(struct attach_table *table, struct attachment *attachment,
+                  struct attach_waiter *waiter);
 
 /*
  * Around a rename: nobody opens either name in between; who has the volume open keeps

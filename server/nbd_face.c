@@ -31,7 +31,8 @@
 /* Our memory in each request object of the state machine. */
 struct nbd_job {
     struct volume_io io;
-    struct nbd_client *client; /* the way back */
+    struct nbd_client *client;   /* the way back */
+    struct attach_waiter waiter; /* of the first change */
     struct volume_extent extents[STATUS_EXTENTS];
 };
 
@@ -220,6 +221,7 @@ op_open(void *arg, struct nbd_conn *conn, const struct nbd_open *wish)
     request.holder = c->peer.identity;
     request.read_only = right < AUTH_WRITE;
     request.fall_back_read_only = true;
+    request.lazy = true;
     c->opening = true;
     attach_open(c->server->attachments, &request, export_opened, c);
 }
@@ -387,24 +389,20 @@ volume_op_of(enum nbd_op op)
     return ops[op];
 }
 
-static void
-op_submit(void *arg, struct nbd_request *req)
+static bool
+is_change(enum nbd_op op)
 {
-    struct nbd_client *c = arg;
-    struct nbd_job *job = nbd_request_extra(req);
-    struct volume_io *io = &job->io;
-    bool changes = req->op == NBD_OP_WRITE || req->op == NBD_OP_TRIM ||
-                   req->op == NBD_OP_WRITE_ZEROES;
-    int r = changes ? attach_begin(c->attachment, c->attachment->epoch) : 0;
+    return op == NBD_OP_WRITE || op == NBD_OP_TRIM || op == NBD_OP_WRITE_ZEROES;
+}
 
-    if (r < 0) {
-        nbd_request_done(req, r);
-        return;
-    }
+static void
+submit(struct nbd_client *c, struct nbd_job *job, struct nbd_request *req)
+{
+    struct volume_io *io = &job->io;
+
     memset(io, 0, sizeof(*io));
-    job->client = c;
     io->op = volume_op_of(req->op);
-    io->flags = (changes && req->flags & NBD_REQ_FUA ? VOLUME_FUA : 0) |
+    io->flags = (is_change(req->op) && req->flags & NBD_REQ_FUA ? VOLUME_FUA : 0) |
                 (req->flags & NBD_REQ_NO_HOLE ? VOLUME_NO_HOLE : 0) |
                 (req->flags & NBD_REQ_FAST_ZERO ? VOLUME_ONLY_FAST : 0) |
                 (req->flags & NBD_REQ_ONE ? VOLUME_ONE_EXTENT : 0);
@@ -423,6 +421,39 @@ op_submit(void *arg, struct nbd_request *req)
         io->max_extents = STATUS_EXTENTS;
     }
     volume_submit(c->attachment->volume, io);
+}
+
+static void
+epoch_raised(struct attach_waiter *waiter, int result)
+{
+    struct nbd_job *job = container_of(waiter, struct nbd_job, waiter);
+    struct nbd_client *c = job->client;
+    struct nbd_request *req = nbd_request_of_extra(c->conn, job);
+
+    if (result == 0)
+        result = attach_begin(c->attachment, ATTACH_OWN_EPOCH);
+    if (result < 0)
+        nbd_request_done(req, result);
+    else
+        submit(c, job, req);
+}
+
+static void
+op_submit(void *arg, struct nbd_request *req)
+{
+    struct nbd_client *c = arg;
+    struct nbd_job *job = nbd_request_extra(req);
+    int r = is_change(req->op) ? attach_begin(c->attachment, ATTACH_OWN_EPOCH) : 0;
+
+    job->client = c;
+    if (r == -THIN_E_WOULD_BLOCK) {
+        job->waiter.done = epoch_raised;
+        attach_raise(c->server->attachments, c->attachment, &job->waiter);
+    } else if (r < 0) {
+        nbd_request_done(req, r);
+    } else {
+        submit(c, job, req);
+    }
 }
 
 /* ---- bytes -------------------------------------------------------------------------------- */

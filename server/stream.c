@@ -53,10 +53,16 @@ stream_read(struct stream *s, void *bytes, size_t len_bytes)
 
     if (s->is_broken)
         return -ENOTCONN;
+    if (s->drained) {
+        s->more_to_read = false;
+        return -EAGAIN;
+    }
     got = channel_read(s->channel, bytes, len_bytes, &s->err);
     if (got > 0) {
         note_progress(s);
         s->more_to_read = (size_t)got == len_bytes;
+        /* Spares the call that would only say so; the descriptor tells of what follows. */
+        s->drained = !s->more_to_read && !channel_pending(s->channel);
         return got;
     }
     if (got == -EAGAIN) {
@@ -114,6 +120,7 @@ shake(struct stream *s)
         return;
     }
     s->shaking = false;
+    s->drained = false;
     s->more_to_read = true; /* bytes may have come with the last message */
     s->ops->ready(s);
     if (!s->is_broken)
@@ -148,6 +155,7 @@ on_ready(struct thin_watch *watch, unsigned events)
 {
     struct stream *s = container_of(watch, struct stream, watch);
 
+    s->drained = false;
     if (s->is_broken)
         return;
     if (s->shaking) {

@@ -44,6 +44,7 @@ struct stream {
     bool write_blocked;
     bool is_broken;
     bool more_to_read; /* decrypted bytes may wait unseen */
+    bool drained;      /* the last read met the end: nothing until the descriptor tells */
     int broken_code;
     uint64_t last_progress_ns;
     uint64_t handshake_until_ns;
