@@ -470,7 +470,6 @@ end_command(struct nbd_device *n, struct nbd_command *c)
 void
 nbd_request_collect(struct nbd_link *link)
 {
-    struct nbd_command_list left = TAILQ_HEAD_INITIALIZER(left);
     struct nbd_command *c;
 
     while ((c = TAILQ_FIRST(&link->ended))) {
