@@ -445,7 +445,7 @@ compare_ids(struct trees *t, unsigned set, bool details_whole, bool top_whole)
                            "%sdevice %" PRIu64 " has mappings and no details", whose,
                            dev->dev_id);
             i++;
-        } else {
+        } else if (det) {
             if (top_whole)
                 report_add(c->rep, REPORT_DAMAGE, REPORT_AT_TOP, det->dev_id,
                            "%sdevice %" PRIu64 " has details and no mapping tree", whose,

@@ -271,7 +271,7 @@ bitmap_seen(void *arg, size_t index, const uint8_t *data, int code)
     thin_error_init(&err);
     if (data)
         r = block_check(BLOCK_BITMAP, data, bm->entry.blocknr, &err);
-    if (r < 0) {
+    if (r < 0 || !data) {
         report_add(m->c->rep, REPORT_DAMAGE, m->place, bm->entry.blocknr,
                    "bitmap of %s blocks %" PRIu64 " to %" PRIu64 ": %s", m->unit, first,
                    first + end - 1, thin_error_text(&err, r));

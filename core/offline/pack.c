@@ -16,6 +16,7 @@
 #define END_OF_PACK   UINT64_MAX
 #define STREAM_BUFFER (256u << 10)
 
+static const char unfinished[] = "thinmeta: not unpacked to the end\n";
 static const char magic[8] = {'t', 'h', 'i', 'n', 'm', 'e', 't', 'a'};
 
 static void
@@ -320,7 +321,7 @@ unpack_all(struct unpacker *u, struct meta_source *dst)
                          " metadata blocks, the device has %" PRIu64,
                          nr_blocks, dst->nr_blocks);
     /* Not zeros: the kernel would format them. */
-    memcpy(first, "thinmeta: not unpacked to the end\n", 34);
+    memcpy(first, unfinished, sizeof(unfinished));
     r = source_write(dst, SUPERBLOCK_LOCATION, first, 1, u->err);
     memset(first, 0, METADATA_BLOCK_SIZE);
     if (r >= 0)

@@ -88,9 +88,9 @@ tool_dump(const struct tool *tool, int argc, char **argv)
             return exit_code;
         switch (opt) {
         case 'f':
-            args.form = form_by_name(optarg);
+            args.form = optarg ? form_by_name(optarg) : NULL;
             if (!args.form)
-                return tool_misused(tool, "unknown format '%s'", optarg);
+                return tool_misused(tool, "unknown format '%s'", optarg ? optarg : "");
             break;
         case 'r':
             args.live.lenient = true;

@@ -153,7 +153,7 @@ tool_size_verb(const struct tool *tool, int argc, char **argv)
             args.max_thins = optarg;
             break;
         case 'u':
-            args.unit = optarg[0] && !optarg[1] ? find_unit(optarg[0]) : NULL;
+            args.unit = optarg && optarg[0] && !optarg[1] ? find_unit(optarg[0]) : NULL;
             if (!args.unit)
                 return tool_misused(tool, "output unit specifier invalid!");
             break;
