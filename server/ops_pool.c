@@ -10,7 +10,6 @@
 #include "server/dispatch.h"
 #include "server/pools.h"
 
-#define IMPORT_VOLUMES_MAX     4096u /* named in one request */
 #define COMMIT_INTERVAL_MIN_MS 10u
 #define COMMIT_INTERVAL_MAX_MS 3600000u
 
@@ -136,9 +135,9 @@ ops_pool_import(struct request *rq, const struct op_object *object)
     struct thin_error err;
     int r = may_use_paths(rq, m->data, m->metadata, &err);
 
-    if (r == 0 && m->n_volumes > IMPORT_VOLUMES_MAX)
+    if (r == 0 && m->n_volumes > POOLS_VOLUMES_MAX)
         r = thin_fail(&err, -THIN_E_LIMIT, "%zu volumes named, at most %u are possible",
-                      m->n_volumes, IMPORT_VOLUMES_MAX);
+                      m->n_volumes, POOLS_VOLUMES_MAX);
     if (r == 0 && m->n_volumes > 0) {
         volumes = calloc(m->n_volumes, sizeof(*volumes));
         if (!volumes)

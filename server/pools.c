@@ -45,9 +45,7 @@ struct pool_job {
     uint64_t data_size, metadata_size;
     uint32_t block_size;
     uint32_t catalogue_id;
-    struct pool_import_volume *volumes;
-    char (*volume_names)[THIN_NAME_MAX + 1];
-    uint32_t nr_volumes;
+    struct pool_import_volume *volumes; /* the pool's, as the engine takes them */
 
     struct device *data, *metadata; /* opened by the helper */
     bool made_data, made_metadata;
@@ -135,6 +133,7 @@ drop_pool(struct server_pool *sp)
 {
     TAILQ_REMOVE(&sp->pools->list, sp, link);
     sp->pools->nr--;
+    free(sp->volumes);
     free(sp);
 }
 
@@ -163,7 +162,6 @@ finish_task(struct thin_task *task)
     if (j->done.fn)
         j->done.fn(j->done.arg, j->result, &j->err);
     free(j->volumes);
-    free(j->volume_names);
     free(j);
 }
 
@@ -303,6 +301,27 @@ make_devices(struct pool_job *j)
     return r;
 }
 
+/* What the administrator said of the devices, as the engine takes it. The pool's list
+   does not change any more. */
+static int
+tell_volumes(struct pool_job *j)
+{
+    uint32_t nr = j->copy.nr_volumes;
+
+    if (nr == 0)
+        return 0;
+    j->volumes = calloc(nr, sizeof(*j->volumes));
+    if (!j->volumes)
+        return thin_fail_code(&j->err, -ENOMEM, "open pool %s", j->copy.name);
+    for (uint32_t i = 0; i < nr; i++) {
+        struct server_pool_volume *v = &j->copy.volumes[i];
+
+        j->volumes[i] =
+            (struct pool_import_volume){v->dev_id, v->name[0] ? v->name : NULL, v->size};
+    }
+    return 0;
+}
+
 static void
 work_open(struct blocking_job *job)
 {
@@ -318,6 +337,8 @@ work_open(struct blocking_job *job)
             r = thin_fail_code(&j->err, -ENOENT, "%s",
                                data.exists ? j->copy.metadata_path : j->copy.data_path);
     }
+    if (r == 0)
+        r = tell_volumes(j);
     if (r == 0)
         r = open_devices(j);
     j->result = r;
@@ -464,7 +485,7 @@ devices_open(struct blocking_job *job)
     params.import = j->kind == JOB_IMPORT;
     params.import_catalogue_id = j->catalogue_id;
     params.import_volumes = j->volumes;
-    params.nr_import_volumes = j->nr_volumes;
+    params.nr_import_volumes = j->volumes ? j->sp->nr_volumes : 0;
     params.event = pool_event;
     params.event_arg = j->sp;
     if (random_secret(&params.seed, sizeof(params.seed)) < 0)
@@ -543,22 +564,21 @@ pools_import(struct pools *pools, const struct pools_import_spec *spec,
     if (!j)
         return;
     j->catalogue_id = spec->catalogue_id;
-    j->nr_volumes = nr;
     if (nr) {
-        j->volumes = calloc(nr, sizeof(*j->volumes));
-        j->volume_names = calloc(nr, sizeof(*j->volume_names));
-    }
-    if (nr && (!j->volumes || !j->volume_names)) {
-        open_failed(j, thin_fail_code(&j->err, -ENOMEM, "import"));
-        return;
+        j->sp->volumes = calloc(nr, sizeof(*j->sp->volumes));
+        if (!j->sp->volumes) {
+            open_failed(j, thin_fail_code(&j->err, -ENOMEM, "import"));
+            return;
+        }
+        j->sp->nr_volumes = nr;
     }
     for (uint32_t i = 0; i < nr; i++) {
-        j->volumes[i] = spec->volumes[i];
-        if (spec->volumes[i].name) {
-            snprintf(j->volume_names[i], sizeof(j->volume_names[i]), "%s",
-                     spec->volumes[i].name);
-            j->volumes[i].name = j->volume_names[i];
-        }
+        struct server_pool_volume *v = &j->sp->volumes[i];
+
+        v->dev_id = spec->volumes[i].dev_id;
+        v->size = spec->volumes[i].size;
+        if (spec->volumes[i].name)
+            snprintf(v->name, sizeof(v->name), "%s", spec->volumes[i].name);
     }
     start_open(j);
 }
@@ -872,6 +892,8 @@ known_pool(void *arg, const struct server_pool *found)
     sp->want_open = found->want_open;
     sp->direct = found->direct;
     sp->config = found->config;
+    sp->volumes = found->volumes; /* taken */
+    sp->nr_volumes = found->nr_volumes;
     return 0;
 }
 

@@ -12,13 +12,22 @@
 #include "core/pool/pool.h"
 #include "server/server.h"
 
-#define POOLS_MAX      256u
-#define POOLS_PATH_MAX 1024u
+#define POOLS_MAX         256u
+#define POOLS_PATH_MAX    1024u
+#define POOLS_VOLUMES_MAX 4096u /* that an import says something of */
 #define POOLS_METADATA_MIN \
     (4u << 20) /* bytes of the smallest metadata that create makes */
 
 enum pools_state { POOLS_CLOSED, POOLS_OPENING, POOLS_OPEN, POOLS_CLOSING, POOLS_FAILED };
 const char *pools_state_name(enum pools_state state);
+
+/* A device of an imported pool: what its administrator said of it. Kept here, since
+   import writes nothing to the pool. */
+struct server_pool_volume {
+    uint32_t dev_id;
+    uint64_t size; /* 0: not said */
+    char name[THIN_NAME_MAX + 1];
+};
 
 /* One known pool. Read-only outside pools*.c. */
 struct server_pool {
@@ -31,6 +40,8 @@ struct server_pool {
     bool want_open;                      /* at the next start */
     bool direct;
     struct pool_config config;
+    struct server_pool_volume *volumes;
+    uint32_t nr_volumes;
     struct thin_error why; /* why it is not open */
     struct pools *pools;
     TAILQ_ENTRY(server_pool) link;

@@ -37,6 +37,25 @@ pools_store_prepare(const char *state_dir, struct thin_error *err)
     return make_folder(pools, err);
 }
 
+/* "ID SIZE NAME", the name "-" if there is none. */
+static int
+add_volume(struct server_pool *sp, const char *text, struct thin_error *err)
+{
+    struct server_pool_volume v = {0}, *grown;
+
+    if (sp->nr_volumes == POOLS_VOLUMES_MAX ||
+        sscanf(text, "%" SCNu32 " %" SCNu64 " %127s", &v.dev_id, &v.size, v.name) != 3)
+        return thin_fail(err, -THIN_E_CONFIG, "not a volume: %s", text);
+    if (strcmp(v.name, "-") == 0)
+        v.name[0] = '\0';
+    grown = realloc(sp->volumes, (sp->nr_volumes + 1) * sizeof(v));
+    if (!grown)
+        return thin_fail_code(err, -ENOMEM, "read the volumes");
+    sp->volumes = grown;
+    sp->volumes[sp->nr_volumes++] = v;
+    return 0;
+}
+
 static int
 parse_line(struct server_pool *sp, const char *key, const char *value,
            struct thin_error *err)
@@ -55,6 +74,8 @@ parse_line(struct server_pool *sp, const char *key, const char *value,
         sp->want_open = strcmp(value, "yes") == 0;
     else if (strcmp(key, "io") == 0)
         sp->direct = strcmp(value, "direct") == 0;
+    else if (strcmp(key, "volume") == 0)
+        return add_volume(sp, value, err);
     else
         return config_parse_pool_key(&sp->config, key, value, &known, err);
     return 0; /* keys of a later version are left alone */
@@ -122,6 +143,8 @@ pools_store_read_all(const char *state_dir, const struct pool_config *defaults,
                 r = read_one(path, &sp, err);
             if (r == 0)
                 r = found(arg, &sp);
+            if (r < 0)
+                free(sp.volumes);
         }
         free(entries[i]);
     }
@@ -183,6 +206,9 @@ pools_store_write(const char *state_dir, const struct server_pool *sp,
     fprintf(file, "open = %s\nio = %s\n", sp->want_open ? "yes" : "no",
             sp->direct ? "direct" : "buffered");
     print_config(file, &sp->config);
+    for (uint32_t i = 0; i < sp->nr_volumes; i++)
+        fprintf(file, "volume = %" PRIu32 " %" PRIu64 " %s\n", sp->volumes[i].dev_id,
+                sp->volumes[i].size, sp->volumes[i].name[0] ? sp->volumes[i].name : "-");
     ok = fflush(file) == 0 && fsync(fileno(file)) == 0 && !ferror(file);
     ok = fclose(file) == 0 && ok;
     if (!ok || rename(tmp, path) < 0) {

@@ -4,7 +4,7 @@
 
 #include "server/pools.h"
 
-/* Calls `found` for each file, in order of names; a broken file is -THIN_E_CONFIG. */
+/* Calls `found` (which takes the volumes if it returns 0) for each file, in order of names; a broken file is -THIN_E_CONFIG. */
 int pools_store_read_all(const char *state_dir, const struct pool_config *defaults,
                          int (*found)(void *arg, const struct server_pool *sp), void *arg,
                          struct thin_error *err);

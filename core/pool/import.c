@@ -114,7 +114,7 @@ given(const struct catalogue *cat, uint32_t dev_id)
 {
     const struct pool_params *params = cat->pool->params;
 
-    for (uint32_t i = 0; params && params->import && i < params->nr_import_volumes; i++)
+    for (uint32_t i = 0; params && i < params->nr_import_volumes; i++)
         if (params->import_volumes[i].dev_id == dev_id)
             return &params->import_volumes[i];
     return NULL;
@@ -144,7 +144,11 @@ make_up(struct catalogue_reconcile *rec, const struct found_device *found)
     if (cat->records.by_id.nr_items >= POOL_VOLUMES_MAX)
         return thin_fail(&rec->err, -THIN_E_LIMIT, "more than %u devices",
                          POOL_VOLUMES_MAX);
-    if (volume && volume->name) {
+    /* Not at the import itself but later: the name may have gone to another one since. */
+    if (volume && volume->name && !cat->pool->params->import &&
+        catalogue_by_name(&cat->records, volume->name)) {
+        make_up_name(cat, found->dev_id, name);
+    } else if (volume && volume->name) {
         r = name_check(volume->name, strlen(volume->name), &rec->err);
         if (r < 0)
             return thin_wrap(&rec->err, r, "device %u", found->dev_id);

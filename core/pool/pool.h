@@ -84,7 +84,8 @@ struct pool_params {
     bool import; /* a pool without a catalogue is served from made-up records;
                                 nothing is written until a change needs it */
     uint32_t import_catalogue_id; /* 0, or the thin device to look for a catalogue in */
-    /* Known sizes and names for import; borrowed until opened. */
+    /* Known sizes and names of devices that the catalogue does not know (yet: import
+       writes nothing, so they are given at each open); borrowed until opened. */
     const struct pool_import_volume *import_volumes;
     uint32_t nr_import_volumes;
 
@@ -127,7 +128,7 @@ struct pool_info {
     char name[THIN_NAME_MAX + 1];
     enum pool_mode mode;
     bool needs_check;
-    char why[THIN_ERROR_TEXT_MAX];         /* of a degraded mode, else empty */
+    char why[THIN_ERROR_TEXT_MAX];         /* of a degraded mode, or damage; else empty */
     char what_to_do[THIN_ERROR_TEXT_MAX];  /* likewise */
     uint64_t data_size, data_used;         /* bytes */
     uint64_t metadata_size, metadata_used; /* bytes; used includes the reserve */
