@@ -125,6 +125,29 @@ kill_server
 start_server
 same "$(nbdsh -u "$(local_uri tank/vol)" -c 'print(h.pread(65536, 128 << 20) == b"flushed!" * 8192)')" True
 
+echo "writes that a crash may have lost are told, and a new client gets the volume anew"
+SERVER_PID=$SERVER_PID nbdsh -u "$(local_uri tank/vol)" -c - <<'END' || fail "loss is silent"
+import os, signal, subprocess, time
+h.pwrite(b"x" * 65536, 192 << 20) # provisions, and is not flushed
+os.kill(int(os.environ["SERVER_PID"]), signal.SIGKILL)
+w = os.path.dirname(os.environ["THIN_SERVER"][5:])
+def fails(f):
+    try:
+        f()
+    except nbd.Error as e:
+        return e.errno == "EIO"
+    return False
+server = subprocess.Popen(["thinsrv", "--config", w + "/thinsrv.conf"],
+                          stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+open(w + "/server.pid", "w").write(str(server.pid))
+assert fails(h.flush), "the flush over a lost write succeeds"
+assert fails(lambda: h.pread(512, 0)) and fails(h.flush), "it heals by itself"
+END
+SERVER_PID=$(cat "$W/server.pid")
+nbdsh -u "$(local_uri tank/vol)" -c 'h.pwrite(b"y" * 65536, 192 << 20); h.flush(); assert h.pread(8, 128 << 20) == b"flushed!"'
+kill_server
+start_server
+
 echo "a resize shows"
 thincli volume resize tank/vol 320M
 for _ in $(seq 50); do
