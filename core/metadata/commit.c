@@ -107,6 +107,26 @@ metadata_merge_step(struct metadata *md, bool *ret_more, struct thin_error *err)
 }
 
 int
+metadata_merge_park(struct metadata *md, dblock_t *ret_begin, dblock_t *ret_end,
+                    struct thin_error *err)
+{
+    int r = md_check_open(md, err);
+
+    if (r < 0)
+        return r;
+    if (!sm_nr_deltas(md->data_sm))
+        return thin_fail(err, -THIN_E_INVALID, "the counts of data blocks are merged");
+    metadata_op_begin(md, TM_COMMIT);
+    r = sm_merge_park(md->data_sm, ret_begin, ret_end, err);
+    if (r < 0) {
+        metadata_op_undo(md);
+        return r;
+    }
+    metadata_set_needs_check(md, true);
+    return metadata_op_end(md, err);
+}
+
+int
 metadata_cut(struct metadata *md, void (*finish_trailer)(void *arg, uint8_t *superblock),
              void *arg, uint64_t *ret_txn, void **ret_superblock, struct thin_error *err)
 {

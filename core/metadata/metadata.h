@@ -204,6 +204,16 @@ uint32_t metadata_dirty_blocks(const struct metadata *md);
 int metadata_merge_step(struct metadata *md, bool *ret_more, struct thin_error *err);
 
 /*
+ * After metadata_merge_step, or the fetch of what it missed, has failed for damage: gives
+ * up the data counts that it failed at (sm_merge_park), marks the pool as needing a
+ * check, and the merge can go on. An operation inside. [*ret_begin, *ret_end): data
+ * blocks that are neither allocated nor freed any more. -THIN_E_INVALID: the damage lies
+ * elsewhere, and there is no commit over it.
+ */
+int metadata_merge_park(struct metadata *md, dblock_t *ret_begin, dblock_t *ret_end,
+                        struct thin_error *err);
+
+/*
  * The cut: must follow a merge that left nothing. An operation inside.
  * `finish_trailer`, if not NULL, is called with the encoded superblock before it is
  * sealed, to fill the trailer's stamp. *ret_superblock: 4096 bytes owned by md, alive

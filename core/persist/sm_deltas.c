@@ -191,6 +191,8 @@ sm_delta_add(struct space_map *sm, dblock_t b, int change, struct thin_error *er
     struct sm_delta *d = sm_delta_find(sm, b);
     struct sm_delta next = {.delta = change};
 
+    if (sm_is_parked(sm, b))
+        return 0;
     if (d) {
         if (__builtin_add_overflow(d->delta, change, &next.delta))
             return thin_fail_code(err, -THIN_E_LIMIT, "count of data block %" PRIu64, b);

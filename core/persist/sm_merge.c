@@ -64,6 +64,8 @@ merge_one(struct space_map *sm, struct bm_block *bitmap, const struct sm_delta *
     int64_t count;
     int r;
 
+    sm->merge_at = SM_AT_BLOCK;
+    sm->merge_block = d->block;
     if (old == BITMAP_COUNT_OVERFLOW) {
         r = sm_overflow_count(sm, d->block, &old, err);
         if (r < 0)
@@ -78,6 +80,7 @@ merge_one(struct space_map *sm, struct bm_block *bitmap, const struct sm_delta *
     r = put_overflow(sm, d->block, old, (uint32_t)count, err);
     if (r < 0)
         return r;
+    sm->merge_at = SM_AT_BITMAP;
     bitmap_set(bm_data_rw(bitmap), e,
                (unsigned)min_u64((uint64_t)count, BITMAP_COUNT_OVERFLOW));
     sm->core.root.nr_allocated += count != 0;
@@ -146,6 +149,8 @@ sm_merge_step(struct space_map *sm, bool *ret_more, struct thin_error *err)
         return 0;
     }
     sm_save_core(sm);
+    sm->merge_at = SM_AT_BITMAP;
+    sm->merge_block = k * BITMAP_ENTRIES;
     {
         BLOCK_LOCK struct bm_block *bitmap = NULL;
 
@@ -171,6 +176,7 @@ sm_merge_step(struct space_map *sm, bool *ret_more, struct thin_error *err)
                      &sm->core.root.bitmap_root, &inserted, err);
     if (r < 0)
         return thin_wrap(err, r, "index of data bitmap %" PRIu64, k);
+    sm->merge_at = SM_AT_NOTHING;
     *ret_more = sm->nr_deltas > 0;
     return 0;
 }

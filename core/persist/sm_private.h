@@ -79,6 +79,14 @@ struct space_map {
     struct bitset full;    /* bitmaps known to have no count of 0, or not to be read */
     struct bitset suspect; /* bitmaps that were damaged when last looked at */
 
+    /* sm_park.c: what is neither allocated nor freed any more. */
+    struct bitset parked; /* whole bitmaps */
+    struct u64_map parked_blocks;
+    uint32_t nr_parked_blocks;
+    /* What the merge was at when it ended with an error. */
+    enum { SM_AT_NOTHING, SM_AT_BITMAP, SM_AT_BLOCK } merge_at;
+    dblock_t merge_block; /* or the bitmap's first */
+
     /* For sm_merge_step: the deltas of one bitmap by place. */
     uint32_t order[BITMAP_ENTRIES];
     uint64_t present[BITMAP_ENTRIES / 64];
@@ -101,6 +109,10 @@ int sm_delta_add(struct space_map *sm, dblock_t b, int change, struct thin_error
 int sm_delta_alloc(struct space_map *sm, dblock_t b, struct thin_error *err);
 int sm_delta_remove(struct space_map *sm, dblock_t b, struct thin_error *err);
 void sm_deltas_fini(struct space_map *sm);
+
+/* ---- sm_park.c ---------------------------------------------------------------------------- */
+
+bool sm_is_parked(const struct space_map *sm, dblock_t b);
 
 /* ---- sm_pending.c ------------------------------------------------------------------------ */
 

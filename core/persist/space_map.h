@@ -79,6 +79,16 @@ void sm_release(struct space_map *sm, dblock_t b);
  * caller begins with TM_COMMIT and keeps. *ret_more: changes are left.
  */
 int sm_merge_step(struct space_map *sm, bool *ret_more, struct thin_error *err);
+
+/*
+ * After sm_merge_step, or the fetch of what it missed, has failed for damage: gives up
+ * the counts that it failed at, so that a next step can go on with others. Part of the
+ * open operation. [*ret_begin, *ret_end) is neither allocated nor freed any more, until
+ * the map is opened anew: changes of its counts are dropped. The caller marks the pool
+ * as needing a check. -THIN_E_INVALID if no step has failed.
+ */
+int sm_merge_park(struct space_map *sm, dblock_t *ret_begin, dblock_t *ret_end,
+                  struct thin_error *err);
 uint32_t sm_nr_deltas(const struct space_map *sm);
 
 /* Upper bound of metadata blocks that merging the table may allocate. */

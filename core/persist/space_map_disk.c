@@ -41,6 +41,7 @@ new_map(struct transaction_manager *tm, uint64_t nr_blocks)
     };
     if (bitset_resize(&sm->group_set, nr_bitmaps) < 0 ||
         bitset_resize(&sm->full, nr_bitmaps) < 0 ||
+        bitset_resize(&sm->parked, nr_bitmaps) < 0 ||
         bitset_resize(&sm->suspect, nr_bitmaps) < 0) {
         sm_destroy(sm);
         return NULL;
@@ -57,6 +58,8 @@ sm_destroy(struct space_map *sm)
     sm_pending_fini(sm);
     bitset_fini(&sm->full);
     bitset_fini(&sm->suspect);
+    bitset_fini(&sm->parked);
+    u64_map_fini(&sm->parked_blocks);
     free(sm);
 }
 
@@ -239,7 +242,8 @@ sm_dec(struct space_map *sm, dblock_t begin, dblock_t end, struct thin_error *er
 static bool
 is_usable(const struct space_map *sm, dblock_t b)
 {
-    return !sm_is_pending(sm, b) && !sm_delta_find(sm, b) && !sm_is_held(sm, b);
+    return !sm_is_pending(sm, b) && !sm_delta_find(sm, b) && !sm_is_held(sm, b) &&
+           !sm_is_parked(sm, b);
 }
 
 /* The first usable run in [from, to) of a bitmap. *ret_any: some count there is 0. */
@@ -370,6 +374,9 @@ sm_alloc(struct space_map *sm, dblock_t begin, dblock_t end, struct thin_error *
 
     for (dblock_t b = begin; r == 0 && b < end; b++) {
         THIN_ASSERT(!sm_is_pending(sm, b));
+        if (sm_is_parked(sm, b))
+            return thin_fail(err, -THIN_E_BAD_BLOCK,
+                             "the count of data block %" PRIu64 " is damaged", b);
         r = sm_delta_alloc(sm, b, err);
     }
     return r;
@@ -447,12 +454,14 @@ sm_extend(struct space_map *sm, uint64_t nr_blocks, bool *ret_done,
                          old, nr_blocks);
     if (bitset_resize(&sm->group_set, div_up_u64(nr_blocks, BITMAP_ENTRIES)) < 0 ||
         bitset_resize(&sm->full, div_up_u64(nr_blocks, BITMAP_ENTRIES)) < 0 ||
+        bitset_resize(&sm->parked, div_up_u64(nr_blocks, BITMAP_ENTRIES)) < 0 ||
         bitset_resize(&sm->suspect, div_up_u64(nr_blocks, BITMAP_ENTRIES)) < 0)
         return thin_fail_code(err, -ENOMEM, "data space map");
     sm_save_core(sm);
     if (old < nr_blocks && old % BITMAP_ENTRIES) {
         r = extend_last(sm, nr_blocks, err);
-        bitset_clear(&sm->full, old / BITMAP_ENTRIES);
+        if (!bitset_test(&sm->parked, old / BITMAP_ENTRIES))
+            bitset_clear(&sm->full, old / BITMAP_ENTRIES);
     } else if (old < nr_blocks) {
         r = add_bitmap(sm, nr_blocks, err);
     }

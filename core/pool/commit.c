@@ -278,6 +278,38 @@ cut_written(void *arg, int result)
     commit_step(pool);
 }
 
+/*
+ * The merge met damage, or a block that the device does not give. It looks once more: it
+ * may have been the transfer. Then, if only the counts of some data blocks are hit, these
+ * are given up and the commit goes on; false: there is no way on.
+ */
+static bool
+merge_around(struct pool *pool, const char *words)
+{
+    struct committer *c = &pool->commit;
+    dblock_t begin = 0, end = 0;
+    char text[THIN_ERROR_TEXT_MAX];
+    struct thin_error err;
+
+    if (!c->suspected) {
+        c->suspected = true;
+        return true;
+    }
+    c->suspected = false;
+    thin_error_init(&err);
+    snprintf(text, sizeof(text), "%s", words); /* they may stand in what changes */
+    if (metadata_merge_park(pool->md, &begin, &end, &err) < 0)
+        return false;
+    pool_damaged(pool, begin, end, text);
+    return true;
+}
+
+static bool
+is_read_error(int code)
+{
+    return code == -EIO || code == -ENODATA || code == -EILSEQ || code == -EREMOTEIO;
+}
+
 static void
 merge_fetched(struct bm_fetch *fetch, int result)
 {
@@ -292,8 +324,11 @@ merge_fetched(struct bm_fetch *fetch, int result)
     }
     if (result < 0) {
         bm_fetch_fini(fetch);
-        commit_failed(pool, result, NULL, "read metadata for the commit");
-        return;
+        if (!is_read_error(result) || !merge_around(pool, thin_strerror(result))) {
+            commit_failed(pool, result, NULL, "read metadata for the commit");
+            return;
+        }
+        bm_fetch_init(fetch, pool->bm, merge_fetched);
     }
     commit_step(pool);
 }
@@ -306,6 +341,7 @@ commit_cut(struct pool *pool)
     bm_fetch_fini(&c->fetch);
     c->cut_seq = c->write_seq;
     c->wanted = false;
+    c->suspected = false;
     loop_timer_cancel(pool->loop, &c->interval);
     c->blocks_written = false;
     c->state = COMMIT_WRITING;
@@ -328,8 +364,13 @@ commit_merge(struct pool *pool)
     bm_clear_missing(pool->bm);
     while (more) {
         r = metadata_merge_step(pool->md, &more, &err);
+        if (is_damage(r) && merge_around(pool, thin_error_text(&err, r))) {
+            more = true;
+            continue;
+        }
         if (r < 0)
             break;
+        c->suspected = false;
         if (more) {
             now = loop_now_ns(pool->loop);
             if (now - began > POOL_STEP_NS / 2) {

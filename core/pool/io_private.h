@@ -181,6 +181,8 @@ int space_claim(struct volume_frag *frag, vblock_t v, unsigned wanted);
 /* `mapped`: the blocks are mapped now; else they are free again (and no longer zero). */
 void space_claim_end(struct volume_frag *frag, bool mapped);
 void space_drop_core(struct volume_core *core);
+/* Some counts are damaged: no window found before gives out another place. */
+void space_distrust(struct pool *pool);
 /* A run became free for good: told by metadata_durable. */
 void space_freed(void *pool, dblock_t begin, dblock_t end);
 /* After a commit: waiting claims go on. */
@@ -336,6 +338,14 @@ struct pool_end {
 /* format.c: zeroes block 0 of the metadata device and flushes it. */
 void format_wipe(struct pool *pool, void (*done)(struct pool *pool, int result,
                                                  const struct thin_error *err));
+
+#define WHAT_TO_DO_DEVICE "see to the device, then close the pool and open it again"
+#define WHAT_TO_DO_CHECK                                                                  \
+    "close the pool, run thinmeta check (and thinmeta repair if it finds damage), clear " \
+    "the flag with thinmeta check --clear-needs-check-flag, open the pool again"
+
+#define WHAT_TO_DO_REPAIR \
+    "close the pool, run thinmeta check and thinmeta repair, open the pool again"
 
 /* Formats or loads, fetching what is missing. May tell at once. */
 void pool_load(struct pool *pool, void (*loaded)(struct pool *pool, int result,

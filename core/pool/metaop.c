@@ -81,7 +81,7 @@ op_run(struct metaop *op)
     int r;
 
     thin_error_init(&err);
-    if (!op->reads_only) {
+    if (!op->reads_only && !op->any_mode) {
         r = pool_may_change(pool, &err);
         if (r < 0) {
             op_finish(op, r, &err);

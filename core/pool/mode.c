@@ -1,4 +1,5 @@
 /* What a pool may do, and why it may not. */
+#include <inttypes.h>
 #include <stdarg.h>
 
 #include "core/pool/io_private.h"
@@ -68,4 +69,29 @@ pool_write_failed(struct pool *pool, int code, const struct thin_error *err)
         pool_set_mode(pool, POOL_OUT_OF_METADATA_SPACE,
                       "grow the metadata device, or delete volumes or snapshots", "%s",
                       thin_error_text(err, code));
+}
+
+bool
+is_damage(int code)
+{
+    return code == -THIN_E_CHECKSUM || code == -THIN_E_BAD_BLOCK;
+}
+
+void
+pool_damaged(struct pool *pool, dblock_t begin, dblock_t end, const char *words)
+{
+    log_error(
+        "the counts of some data blocks are damaged, they are neither allocated nor "
+        "freed any more: %s pool=%s begin=%" PRIu64 " end=%" PRIu64,
+        words, pool->name, begin, end);
+    pool->wants_check = true;
+    if (!pool->damage[0]) {
+        snprintf(pool->damage, sizeof(pool->damage),
+                 "counts of data blocks %" PRIu64 " to %" PRIu64
+                 ", perhaps of others too, are damaged: they are neither allocated nor "
+                 "freed (%s)",
+                 begin, end - 1, words);
+        pool_tell(pool, "damaged", pool->damage);
+    }
+    space_distrust(pool);
 }

@@ -275,9 +275,7 @@ open_geometry(struct pool *pool, struct thin_error *err)
     if (r < 0)
         return thin_fail(err, r, "%s", thin_strerror(r));
     if (sb->flags & SUPERBLOCK_NEEDS_CHECK)
-        pool_set_mode(pool, POOL_READ_ONLY,
-                      "run thinmeta check, then clear the flag with "
-                      "--clear-needs-check-flag",
+        pool_set_mode(pool, POOL_READ_ONLY, WHAT_TO_DO_CHECK,
                       "the metadata is marked as needing a check");
     else if (pool->metadata_dev->read_only || pool->data->read_only)
         pool_set_mode(pool, POOL_READ_ONLY, "open its devices for writing",
@@ -472,9 +470,11 @@ close_continue(struct pool *pool)
     if (end->stage == CLOSE_DRAIN && pool_is_idle(pool)) {
         end->stage = CLOSE_COMMIT;
         end->wait.done = close_committed;
-        end->wait.txn = pool->metadata_ready && pool_may_change(pool, NULL) == 0
-                            ? commit_last_txn(pool)
-                            : 0;
+        /* Read-only, the needs-check flag may still be on its way to the disk. */
+        end->wait.txn =
+            pool->metadata_ready && (pool_may_change(pool, NULL) == 0 || pool->marking)
+                ? commit_last_txn(pool)
+                : 0;
         end->wait.flush_data = pool_may_change(pool, NULL) == 0;
         commit_join(pool, &end->wait);
     } else if (end->stage == CLOSE_LAST && pool_is_idle(pool) &&
@@ -575,6 +575,11 @@ pool_get_info(struct pool *pool, struct pool_info *ret_info)
     info->mode = pool->mode;
     snprintf(info->why, sizeof(info->why), "%s", pool->why);
     snprintf(info->what_to_do, sizeof(info->what_to_do), "%s", pool->what_to_do);
+    if (!pool->why[0] && pool->damage[0]) {
+        snprintf(info->why, sizeof(info->why), "%s", pool->damage);
+        snprintf(info->what_to_do, sizeof(info->what_to_do), "%s", WHAT_TO_DO_CHECK);
+    }
+    info->needs_check = pool->wants_check;
     info->block_size = pool->block_size;
     info->data_size = pool->nr_data_blocks * pool->block_size;
     info->commits = pool->commit.nr_commits;
@@ -600,7 +605,7 @@ pool_get_info(struct pool *pool, struct pool_info *ret_info)
     info->metadata_blocks_free = ms.nr_free;
     info->metadata_used = (ms.nr_blocks - ms.nr_free) * METADATA_BLOCK_SIZE;
     sb = metadata_superblock(pool->md);
-    info->needs_check = sb->flags & SUPERBLOCK_NEEDS_CHECK;
+    info->needs_check = pool->wants_check || (sb->flags & SUPERBLOCK_NEEDS_CHECK);
     info->transaction_id = sb->trans_id;
     info->held_root = sb->held_root;
     info->time_left = POOL_TIME_MAX - sb->time;

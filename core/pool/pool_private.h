@@ -51,6 +51,7 @@ struct metaop {
     enum tm_purse purse;
     const char *name; /* of the step, for the histogram of step times */
     bool reads_only;  /* no op_begin/op_end around it */
+    bool any_mode;    /* changes also what is read-only: the needs-check flag */
 
     /* The runner's. */
     struct pool *pool;
@@ -132,6 +133,7 @@ struct committer {
     enum commit_state state;
     bool wanted;         /* a commit is to begin, or another one when this one ends */
     bool fetching;       /* the merge waits for a block */
+    bool suspected;      /* it met damage once, and looks again */
     bool blocks_written; /* of COMMIT_WRITING's two halves */
     uint64_t epoch;      /* that the running commit belongs to */
     uint64_t cut_txn;    /* the one being written; 0: none */
@@ -312,6 +314,10 @@ struct pool {
     bool closing;      /* nothing new is begun */
     bool rolling_back; /* waits for I/O of the old epoch, then loads again */
     uint64_t epoch;    /* of the metadata object: +1 at each roll-back */
+    /* The metadata is damaged; the pool goes on around it. Empty: not known to be. */
+    char damage[THIN_ERROR_TEXT_MAX];
+    bool wants_check; /* the flag is to be on disk */
+    bool marking;     /* it is being written, once, after a roll-back */
 
     struct catalogue *catalogue;
     struct admin *admin;
@@ -349,6 +355,12 @@ void pool_set_mode(struct pool *pool, enum pool_mode mode, const char *what_to_d
 
 /* A change failed for want of metadata space: the mode tells; other codes are not heeded. */
 void pool_write_failed(struct pool *pool, int code, const struct thin_error *err);
+
+/* The code says that metadata is not what it should be. */
+bool is_damage(int code);
+/* Data blocks [begin, end) are neither allocated nor freed any more; the open
+   transaction marks the pool as needing a check. */
+void pool_damaged(struct pool *pool, dblock_t begin, dblock_t end, const char *words);
 
 /* rollback.c */
 void rollback_continue(struct pool *pool);

@@ -3,10 +3,11 @@
  *
  *   pool_roll_back ─► (requests of the old epoch end) ─► reset, load ─► times of the open
  *   volumes ─► the catalogue ─► read-only, until the pool is opened anew
+ *
+ * Failed I/O leaves sound metadata: what is durable stands. Where a commit met damage the
+ * pool is marked as needing a check, by a commit of nothing but the flag, tried once.
  */
 #include "core/pool/io_private.h"
-
-#define WHAT_TO_DO "see to the device, then close the pool and open it again"
 
 /* Handles whose volume may have lost something. */
 static void
@@ -31,7 +32,10 @@ pool_roll_back(struct pool *pool, int code, const char *why)
               (unsigned long long)pool->commit.durable_txn);
     pool->rolling_back = true;
     pool->epoch++;
-    pool_set_mode(pool, POOL_READ_ONLY, WHAT_TO_DO,
+    if (is_damage(code))
+        pool->wants_check = true;
+    pool_set_mode(pool, POOL_READ_ONLY,
+                  pool->wants_check ? WHAT_TO_DO_CHECK : WHAT_TO_DO_DEVICE,
                   "%s (%s); changes that were not durable were rolled back", why,
                   thin_strerror(code));
     fence_losers(pool);
@@ -44,10 +48,49 @@ pool_roll_back(struct pool *pool, int code, const char *why)
     pool_check_idle(pool);
 }
 
+static int
+mark_run(struct metaop *op, struct thin_error *err)
+{
+    (void)err;
+    metadata_set_needs_check(op->pool->md, true);
+    return 0;
+}
+
+static void
+mark_done(struct metaop *op, int result, const struct thin_error *err)
+{
+    struct pool *pool = op->pool;
+
+    if (result < 0)
+        log_error("the pool could not be marked as needing a check: %s pool=%s",
+                  thin_error_text(err, result), pool->name);
+    else
+        commit_want(pool, metadata_txn(pool->md));
+}
+
+static void
+mark_needs_check(struct pool *pool)
+{
+    struct metaop *op = &pool->end->op;
+
+    if (!pool->wants_check || pool->marking || !pool->metadata_ready ||
+        (metadata_superblock(pool->md)->flags & SUPERBLOCK_NEEDS_CHECK))
+        return;
+    pool->marking = true;
+    memset(op, 0, sizeof(*op));
+    op->run = mark_run;
+    op->done = mark_done;
+    op->purse = TM_COMMIT;
+    op->any_mode = true;
+    op->name = "mark as needing a check";
+    metaop_start(pool, op, false);
+}
+
 static void
 rollback_end(struct pool *pool)
 {
     pool->rolling_back = false;
+    mark_needs_check(pool);
     io_run_starved(pool);
     pool_tell(pool, "rolled-back", pool->why);
     pool_check_idle(pool);
@@ -60,8 +103,9 @@ rollback_failed(struct pool *pool, int code, const struct thin_error *err)
     struct volume_core *core;
 
     pool->metadata_ready = false;
-    pool_set_mode(pool, POOL_FAIL, WHAT_TO_DO, "the metadata cannot be read again: %s",
-                  thin_error_text(err, code));
+    pool_set_mode(pool, POOL_FAIL,
+                  is_damage(code) ? WHAT_TO_DO_REPAIR : WHAT_TO_DO_DEVICE,
+                  "the metadata cannot be read again: %s", thin_error_text(err, code));
     TAILQ_FOREACH(core, &pool->cores, link)
         volume_core_fence(core, -THIN_E_FAILED);
     rollback_end(pool);

@@ -489,10 +489,22 @@ space_claim_end(struct volume_frag *frag, bool mapped)
     if (!mapped)
         for (unsigned i = 0; i < frag->claim.nr; i++)
             w->used &= ~(1ull << (at + i)); /* what stands there is not known: not zero */
-    if (w->claims == 0 && (w->used == all || w->single || w->epoch != pool->epoch))
+    if (w->claims == 0 &&
+        ((w->used & all) == all || w->single || w->epoch != pool->epoch))
         window_unlink(w);
     if (!TAILQ_EMPTY(&pool->space->waiters))
         loop_defer(pool->loop, &pool->space->wake_task);
+}
+
+void
+space_distrust(struct pool *pool)
+{
+    struct space_window *w;
+
+    windows_drop_idle(pool, NULL);
+    TAILQ_FOREACH(w, &pool->space->all, all)
+        if (w->state == WINDOW_READY)
+            w->used = UINT64_MAX;
 }
 
 void
