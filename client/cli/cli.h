@@ -74,6 +74,7 @@ struct cli {
     unsigned nr_values;
 
     struct thin_client *client; /* made with the first call */
+    bool connected;             /* it was, once */
     const char *address;        /* of the server, once looked up */
     char *config;               /* text of the configuration file; values point into it */
     struct thin_error err;

@@ -197,12 +197,13 @@ connect_first(struct cli *cli)
 {
     int r;
 
-    if (cli->client)
+    if (cli->connected)
         return 0;
     r = cli_client(cli);
     if (r)
         return r;
     r = thin_client_connect_wait(cli->client);
+    cli->connected = r == 0;
     if (r < 0) {
         const char *why = thin_client_error(cli->client);
 
