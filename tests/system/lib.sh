@@ -6,6 +6,7 @@ PATH=$BUILD:$PATH:/usr/sbin:/sbin
 SRC=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 W=$(mktemp -d "${TMPDIR:-/tmp}/thinsrv-test.XXXXXX")
 SERVER_PID=
+cd "$W" # what tools leave behind stays here
 export THIN_SERVER=unix:$W/thinsrv.sock
 
 finish() {
