@@ -1,4 +1,4 @@
-#include "server/conn.h"
+#include "server/conn_private.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -13,54 +13,12 @@
 #include "proto/limits.h"
 #include "proto/socket.h"
 #include "server/hello.h"
-#include "server/request.h"
 #include "server/session.h"
-#include "server/stream.h"
 
-#define RECV_BYTES           (256u << 10) /* read from the socket at once */
-#define HELLO_BYTES_MAX      4096u        /* of the first message */
-#define OUT_ROOM             (1u << 20)   /* bytes queued at which long answers pause */
+#define OUT_ROOM             (1u << 20) /* bytes queued at which long answers pause */
 #define BROKEN_LINES         10u /* in a log period: who sends garbage fills no disk */
 #define BROKEN_PERIOD_MS     10000u
-#define READS_A_TURN         4u
 #define SHUTDOWN_PATIENCE_NS (5 * NS_PER_SEC)
-
-/* Something to be sent: memory of its own, or a request's head and payload. */
-struct out_frame {
-    struct request *rq; /* NULL: `memory` */
-    void (*sent)(struct request *rq);
-    void *memory;
-    unsigned nr_iov;
-    struct iovec iov[1 + CONN_PIECES];
-    TAILQ_ENTRY(out_frame) link;
-};
-
-TAILQ_HEAD(out_list, out_frame);
-TAILQ_HEAD(conn_list, conn);
-
-struct conn {
-    struct server *server;
-    struct stream stream;
-    struct session *session; /* NULL before hello */
-    struct auth_peer peer;
-    char peer_text[128];
-    bool local;
-    bool counted_handshake;
-    bool closing;  /* no more input, output dropped */
-    bool ending;   /* no more input; closes when the output is sent */
-    uint8_t *kept; /* bytes not parsed yet */
-    size_t kept_len, kept_size;
-    struct request *receiving; /* whose payload comes now */
-    uint64_t payload_left;     /* of the frame being received */
-    struct request *waiting;   /* whose payload waits for memory */
-    struct payload_waiter waiter;
-    struct out_list out, spare;
-    uint64_t out_bytes;
-    uint64_t last_heard_ns;
-    struct thin_timer silence;
-    struct thin_task end_task;
-    TAILQ_ENTRY(conn) link;
-};
 
 static struct {
     struct conn_list list;
@@ -114,13 +72,19 @@ static void
 drop_out(struct conn *c, struct out_frame *f)
 {
     TAILQ_REMOVE(&c->out, f, link);
+    c->nr_out--;
     if (f->rq)
         f->sent(f->rq);
     else
         free(f->memory);
+    if (c->nr_spare >= CONN_SPARE_MAX) {
+        free(f);
+        return;
+    }
     f->rq = NULL;
     f->memory = NULL;
-    TAILQ_INSERT_TAIL(&c->spare, f, link);
+    TAILQ_INSERT_HEAD(&c->spare, f, link);
+    c->nr_spare++;
 }
 
 static void
@@ -170,8 +134,8 @@ end_task(struct thin_task *task)
     free_conn(c);
 }
 
-static void
-start_end(struct conn *c)
+void
+conn_start_end(struct conn *c)
 {
     if (c->closing)
         return;
@@ -189,7 +153,7 @@ conns_close_session(struct session *session, struct conn *except)
 
     TAILQ_FOREACH(c, &conns.list, link)
         if (c->session == session && c != except)
-            start_end(c);
+            conn_start_end(c);
 }
 
 /* ---- output ---------------------------------------------------------------------------- */
@@ -199,13 +163,15 @@ new_out(struct conn *c)
 {
     struct out_frame *f = TAILQ_FIRST(&c->spare);
 
-    if (f)
+    if (f) {
         TAILQ_REMOVE(&c->spare, f, link);
-    else
+        c->nr_spare--;
+    } else {
         f = malloc(sizeof(*f));
+    }
     if (!f) {
         log_error("connection closed: out of memory peer=%s", c->peer_text);
-        start_end(c);
+        conn_start_end(c);
     }
     return f;
 }
@@ -216,6 +182,7 @@ queue_out(struct conn *c, struct out_frame *f)
     for (unsigned i = 0; i < f->nr_iov; i++)
         c->out_bytes += f->iov[i].iov_len;
     TAILQ_INSERT_TAIL(&c->out, f, link);
+    c->nr_out++;
     stream_kick(&c->stream);
 }
 
@@ -281,7 +248,7 @@ on_output(struct stream *stream, struct iovec *iov, unsigned max)
                 iov[nr++] = f->iov[i];
         }
     if (nr == 0 && c->ending)
-        start_end(c);
+        conn_start_end(c);
     return nr;
 }
 
@@ -290,7 +257,7 @@ on_sent(struct stream *stream, size_t bytes)
 {
     struct conn *c = container_of(stream, struct conn, stream);
     struct out_frame *f;
-    bool was_full = c->out_bytes >= CONN_OUT_MAX;
+    bool was_full = conn_is_full(c);
     bool had_room = conn_has_room(c);
 
     c->out_bytes -= bytes;
@@ -312,7 +279,7 @@ on_sent(struct stream *stream, size_t bytes)
             break;
         drop_out(c, f);
     }
-    if (was_full && c->out_bytes < CONN_OUT_MAX)
+    if (was_full && !conn_is_full(c))
         conn_resume(c);
     if (!had_room && conn_has_room(c) && c->session)
         requests_room(c->session, c);
@@ -336,279 +303,12 @@ conn_protocol_error(struct conn *c, int code, const struct thin_error *err)
     stream_kick(&c->stream);
 }
 
-/* ---- input ----------------------------------------------------------------------------- */
-
-/* True while frames may be taken: the other side has credit left and reads its replies. */
-static bool
-may_parse(const struct conn *c)
-{
-    return !c->closing && !c->ending && !c->waiting && c->out_bytes < CONN_OUT_MAX &&
-           !(c->session &&
-             (c->session->resuming == c || /* its hello is not answered yet */
-              c->session->bytes_in_flight > PROTO_BYTES_IN_FLIGHT_DEFAULT));
-}
-
-static size_t
-message_max(const struct conn *c)
-{
-    return c->session ? PROTO_MESSAGE_MAX : HELLO_BYTES_MAX;
-}
-
-/* Room for `room` bytes; what is kept stays. */
-static bool
-reserve(struct conn *c, size_t room)
-{
-    uint8_t *grown;
-
-    if (room <= c->kept_size)
-        return true;
-    grown = realloc(c->kept, room);
-    if (!grown) {
-        log_error("connection closed: out of memory peer=%s", c->peer_text);
-        start_end(c);
-        return false;
-    }
-    c->kept = grown;
-    c->kept_size = room;
-    return true;
-}
-
-/* Keeps bytes from elsewhere; nothing is kept yet. */
-static bool
-keep(struct conn *c, const uint8_t *bytes, size_t len)
-{
-    if (!reserve(c, len))
-        return false;
-    memcpy(c->kept, bytes, len);
-    c->kept_len = len;
-    return true;
-}
-
-static void
-payload_complete(struct conn *c)
-{
-    struct request *rq = c->receiving;
-
-    c->receiving = NULL;
-    request_received(rq);
-}
-
-/* Puts payload bytes where they belong; returns how many were taken. */
-static size_t
-take_payload(struct conn *c, const uint8_t *bytes, size_t len)
-{
-    size_t n = min_u64(len, c->payload_left);
-    struct request *rq = c->receiving;
-
-    if (rq->piece) {
-        memcpy((uint8_t *)rq->piece->iov.iov_base + rq->piece_filled, bytes, n);
-        rq->piece_filled += n;
-    }
-    c->payload_left -= n;
-    if (c->payload_left == 0)
-        payload_complete(c);
-    return n;
-}
-
-/*
- * One frame's message at `bytes`. Returns its length; 0: not whole yet (*ret_need: its
- * length as far as known), or the connection is ending.
- */
-static size_t
-take_message(struct conn *c, const uint8_t *bytes, size_t len, size_t *ret_need)
-{
-    struct frame_prefix prefix;
-    struct thin_error err;
-    int r;
-
-    *ret_need = FRAME_PREFIX_BYTES;
-    if (len < FRAME_PREFIX_BYTES)
-        return 0;
-    r = frame_prefix_decode(bytes, (uint32_t)message_max(c), PROTO_PAYLOAD_MAX, &prefix,
-                            &err);
-    if (r == 0 && prefix.payload_bytes && prefix.message_bytes > PROTO_DATA_MESSAGE_MAX)
-        r = thin_fail(&err, -THIN_E_LIMIT,
-                      "a message of %u bytes beside a payload, at most %u are allowed",
-                      prefix.message_bytes, PROTO_DATA_MESSAGE_MAX);
-    if (r == 0 && !c->session && prefix.payload_bytes)
-        r = thin_fail(&err, -THIN_E_PROTOCOL, "a payload before hello");
-    if (r == 0) {
-        *ret_need = FRAME_PREFIX_BYTES + (size_t)prefix.message_bytes;
-        if (len < *ret_need)
-            return 0;
-        r = frame_check(bytes, &prefix, bytes + FRAME_PREFIX_BYTES, &err);
-    }
-    if (r == 0) {
-        c->payload_left = prefix.payload_bytes;
-        r = request_arrived(c, bytes + FRAME_PREFIX_BYTES, prefix.message_bytes,
-                            prefix.payload_bytes, &c->receiving, &err);
-    }
-    if (r < 0) {
-        conn_protocol_error(c, r, &err);
-        return 0;
-    }
-    return *ret_need;
-}
-
-/* A write's request has no memory yet: asks, or waits. */
-static void
-lend_memory(struct conn *c)
-{
-    struct request *rq = c->receiving;
-    int r;
-
-    if (!rq || rq->piece || !request_wants_piece(rq))
-        return;
-    r = payload_get(c->server->payload, c->payload_left, &c->waiter, &rq->piece);
-    if (r == -THIN_E_WOULD_BLOCK)
-        c->waiting = rq;
-    else if (r < 0)
-        request_refuse(rq, r); /* the payload is received and thrown away */
-}
-
-/* Parses as much of `bytes` as may be; returns what was taken. */
-static size_t
-parse_bytes(struct conn *c, const uint8_t *bytes, size_t len, size_t *ret_need)
-{
-    size_t at = 0;
-
-    *ret_need = 0;
-    while (at < len && may_parse(c)) {
-        size_t n;
-
-        if (c->receiving) {
-            at += take_payload(c, bytes + at, len - at);
-            continue;
-        }
-        n = take_message(c, bytes + at, len - at, ret_need);
-        if (n == 0)
-            break;
-        *ret_need = 0;
-        at += n;
-        if (c->receiving) {
-            lend_memory(c);
-            if (c->payload_left == 0)
-                payload_complete(c);
-        }
-    }
-    return at;
-}
-
-/* What was kept from before; true when nothing is left of it that could be parsed. */
-static bool
-parse_kept(struct conn *c)
-{
-    size_t need, used;
-
-    if (c->kept_len == 0)
-        return true;
-    used = parse_bytes(c, c->kept, c->kept_len, &need);
-    c->kept_len -= used;
-    if (c->kept_len)
-        memmove(c->kept, c->kept + used, c->kept_len);
-    return may_parse(c);
-}
-
-static ssize_t
-receive(struct conn *c, void *bytes, size_t len)
-{
-    ssize_t got = stream_read(&c->stream, bytes, len);
-
-    if (got > 0)
-        c->last_heard_ns = c->stream.last_progress_ns;
-    return got;
-}
-
-/* One read: into a payload's own place, behind what is kept, or into the common place. */
-static bool
-read_once(struct conn *c)
-{
-    size_t need, used;
-    ssize_t got;
-
-    if (c->receiving && c->receiving->piece) {
-        struct request *rq = c->receiving;
-
-        got = receive(c, (uint8_t *)rq->piece->iov.iov_base + rq->piece_filled,
-                      c->payload_left);
-        if (got <= 0)
-            return false;
-        rq->piece_filled += (size_t)got;
-        c->payload_left -= (size_t)got;
-        if (c->payload_left == 0)
-            payload_complete(c);
-        return true;
-    }
-    if (c->kept_len) {
-        if (!reserve(c, message_max(c) + FRAME_PREFIX_BYTES))
-            return false;
-        got = receive(c, c->kept + c->kept_len, c->kept_size - c->kept_len);
-        if (got <= 0)
-            return false;
-        c->kept_len += (size_t)got;
-        return parse_kept(c);
-    }
-    got = receive(c, conns.recv, RECV_BYTES);
-    if (got <= 0)
-        return false;
-    used = parse_bytes(c, conns.recv, (size_t)got, &need);
-    if (used < (size_t)got && !c->closing && !c->ending &&
-        !keep(c, conns.recv + used, (size_t)got - used))
-        return false;
-    return may_parse(c);
-}
-
-static void
-parse(struct conn *c)
-{
-    unsigned turns = 0;
-
-    if (c->closing || c->ending)
-        return;
-    if (parse_kept(c))
-        while (!c->closing && !c->ending && may_parse(c) && turns++ < READS_A_TURN &&
-               read_once(c))
-            ;
-    if (c->closing)
-        return;
-    if (c->kept_len == 0 && c->kept) {
-        free(c->kept);
-        c->kept = NULL;
-        c->kept_size = 0;
-    }
-    if (c->counted_handshake && c->session) {
-        c->counted_handshake = false;
-        c->server->handshakes--;
-        c->stream.handshake_until_ns = 0;
-    }
-    stream_want_read(&c->stream, may_parse(c));
-}
+/* ---- life ------------------------------------------------------------------------------ */
 
 static void
 on_readable(struct stream *stream)
 {
-    parse(container_of(stream, struct conn, stream));
-}
-
-void
-conn_resume(struct conn *c)
-{
-    if (c->closing || c->ending || !may_parse(c))
-        return;
-    /* Kept bytes may hold whole frames that no descriptor tells of. */
-    c->stream.more_to_read = true;
-    stream_want_read(&c->stream, true);
-    stream_kick(&c->stream);
-}
-
-static void
-memory_ready(struct payload_waiter *waiter)
-{
-    struct conn *c = container_of(waiter, struct conn, waiter);
-
-    c->waiting = NULL;
-    lend_memory(c);
-    conn_resume(c);
+    conn_parse(container_of(stream, struct conn, stream), conns.recv);
 }
 
 static bool
@@ -616,10 +316,8 @@ on_owes(struct stream *stream)
 {
     struct conn *c = container_of(stream, struct conn, stream);
 
-    return !c->closing && may_parse(c) && (c->receiving || c->kept_len);
+    return !c->closing && conn_may_parse(c) && (c->receiving || c->kept_len);
 }
-
-/* ---- life ------------------------------------------------------------------------------ */
 
 static void
 on_stream_ready(struct stream *stream)
@@ -639,7 +337,7 @@ on_broken(struct stream *stream, int code, const struct thin_error *err)
     if (code < 0 && code != -ECONNRESET && code != -EPIPE)
         log_notice("connection closed: %s peer=%s identity=%s",
                    thin_error_text(err, code), c->peer_text, c->peer.identity);
-    start_end(c);
+    conn_start_end(c);
 }
 
 static void
@@ -651,16 +349,16 @@ check_silence(struct thin_timer *timer)
     /* While reading is paused the peer cannot be heard. */
     if (c->closing)
         return;
-    if (!may_parse(c))
+    if (!conn_may_parse(c))
         c->last_heard_ns = now;
     if (c->session && now - c->last_heard_ns > PROTO_KEEPALIVE_MS * NS_PER_MS) {
         log_notice("connection closed: nothing heard for %u ms peer=%s identity=%s",
                    PROTO_KEEPALIVE_MS, c->peer_text, c->peer.identity);
-        start_end(c);
+        conn_start_end(c);
         return;
     }
     if (loop_timer_set(c->server->thin_loop, timer, now + NS_PER_SEC * 5) < 0)
-        start_end(c);
+        conn_start_end(c);
 }
 
 static const struct stream_ops conn_stream_ops = {
@@ -679,7 +377,7 @@ prepare(struct server *server)
         return true;
     TAILQ_INIT(&conns.list);
     conns.server = server;
-    conns.recv = malloc(RECV_BYTES);
+    conns.recv = malloc(CONN_RECV_BYTES);
     conns.ready = conns.recv != NULL;
     return conns.ready;
 }
@@ -695,7 +393,7 @@ conn_accept(struct server *server, int fd, bool local)
     if (c) {
         c->server = server;
         c->local = local;
-        c->waiter.ready = memory_ready;
+        c->waiter.ready = conn_memory_ready;
         c->end_task.run = end_task;
         c->silence.fire = check_silence;
         c->last_heard_ns = loop_now_ns(server->thin_loop);
@@ -739,7 +437,7 @@ patience_over(struct thin_timer *timer)
 
     (void)timer;
     TAILQ_FOREACH(c, &conns.list, link)
-        start_end(c);
+        conn_start_end(c);
 }
 
 void

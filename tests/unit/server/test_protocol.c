@@ -351,6 +351,45 @@ START_TEST(peer_that_does_not_read_is_bounded)
 }
 END_TEST
 
+/* Pings have no slot: only what is queued for the peer bounds them. */
+START_TEST(pings_of_who_does_not_read_are_bounded)
+{
+    struct peer *p = peer_connect(), *q;
+    Thin__Message message = THIN__MESSAGE__INIT;
+    Thin__Request rq = THIN__REQUEST__INIT;
+    Thin__Ping ping = THIN__PING__INIT;
+    uint8_t bytes[128];
+    unsigned sent = 0;
+    size_t len;
+
+    rq.body_case = THIN__REQUEST__BODY_PING;
+    rq.ping = &ping;
+    message.body_case = THIN__MESSAGE__BODY_REQUEST;
+    message.request = &rq;
+    len = message_encode(&message, 0, bytes);
+    for (int idle = 0; idle < 50 && sent < 1000000;) {
+        ssize_t n = send(p->fd, bytes, len, MSG_DONTWAIT | MSG_NOSIGNAL);
+
+        if (n == (ssize_t)len) {
+            sent++;
+            idle = 0;
+        } else {
+            ck_assert_int_eq(n, -1); /* whole or not at all: they are so small */
+            ck_assert_int_eq(errno, EAGAIN);
+            idle++;
+            usleep(1000);
+        }
+    }
+    ck_assert_uint_lt(sent, 1000000);
+    /* Whoever begins to read gets them all. */
+    for (unsigned i = 0; i < sent; i++)
+        ck_assert_int_eq(peer_reply(p)->code, 0);
+    q = peer_connect();
+    peer_hang_up(q);
+    peer_hang_up(p);
+}
+END_TEST
+
 START_TEST(shutdown_is_answered_and_orderly)
 {
     struct peer *p = peer_connect();
@@ -380,6 +419,7 @@ add(TCase *tcase)
     tcase_add_test(tcase, garbage_closes_only_its_own_connection);
     tcase_add_test(tcase, half_open_connections_do_no_harm);
     tcase_add_test(tcase, peer_that_does_not_read_is_bounded);
+    tcase_add_test(tcase, pings_of_who_does_not_read_are_bounded);
     tcase_add_test(tcase, shutdown_is_answered_and_orderly);
 }
 
