@@ -34,6 +34,9 @@ need_tools() {
 nbdsh() { PATH=/usr/bin:$PATH command nbdsh "$@"; }
 same() { [ "$1" = "$2" ] || fail "${3:-differs}: '$1' is not '$2'"; }
 
+# grep -q that reads to the end: what writes into it must not meet a broken pipe.
+grep_q() { grep "$@" >/dev/null; }
+
 # must_fail CODE WORDS COMMAND...: exits with CODE (any: 1 or 2) and one line on stderr
 # that has WORDS.
 must_fail() {
@@ -90,7 +93,7 @@ stop_server() {
 	kill -TERM "$SERVER_PID"
 	wait_gone "$SERVER_PID"
 	SERVER_PID=
-	tail -n 1 "$W/thinsrv.log" | grep -q stopped || fail "the server did not end in order"
+	tail -n 1 "$W/thinsrv.log" | grep_q stopped || fail "the server did not end in order"
 }
 kill_server() {
 	kill -9 "$SERVER_PID"

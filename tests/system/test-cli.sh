@@ -6,7 +6,7 @@ need_tools python3 openssl
 
 usage_error() { # WORDS COMMAND...: exit 2, a line with WORDS and a usage line
 	must_fail 2 "$@"
-	[ "$(wc -l <"$W/err")" = 2 ] && tail -n 1 "$W/err" | grep -q '^usage: thincli' || {
+	[ "$(wc -l <"$W/err")" = 2 ] && tail -n 1 "$W/err" | grep_q '^usage: thincli' || {
 		cat "$W/err" >&2
 		fail "no usage hint: ${*:2}"
 	}
@@ -46,10 +46,10 @@ usage_error 'bad address' thincli --server http://x pool list
 usage_error '--cert' thincli --server tls://localhost pool list
 usage_error 'no such right' thincli access grant '*' all tank
 same "$(thincli --json pool frob 2>&1 >/dev/null | field "d['error']['code']")" INVALID
-thincli --help | grep -q '^volume:' || fail "--help"
-thincli pool --help | grep -q 'release-snap' || fail "pool --help"
-thincli pool create --help | grep -q -- '--auto-extend' || fail "pool create --help"
-thincli --version | grep -q '^thincli [0-9]' || fail "--version"
+thincli --help | grep_q '^volume:' || fail "--help"
+thincli pool --help | grep_q 'release-snap' || fail "pool --help"
+thincli pool create --help | grep_q -- '--auto-extend' || fail "pool create --help"
+thincli --version | grep_q '^thincli [0-9]' || fail "--version"
 
 echo "no server"
 must_fail 1 "$W/thinsrv.sock" thincli pool list
@@ -84,7 +84,7 @@ thincli pool close tank
 same "$(jq_of "d['pools'][0]['state']" thincli pool show tank --json)" closed
 thincli pool open tank
 same "$(jq_of "d['pools'][0]['state']" thincli pool show tank --json)" open
-thincli pool list | grep -q '^tank .*512M' || fail "the table of pools"
+thincli pool list | grep_q '^tank .*512M' || fail "the table of pools"
 
 echo "volumes"
 thincli volume create tank/vol 100M
@@ -96,7 +96,7 @@ thincli volume snapshot tank/vol snap
 thincli volume snapshot tank/snap tank/snap-of-snap
 same "$(jq_of "sorted(v['name'] + ' ' + str(v['parent']) for v in d['volumes'])" thincli --json volume list --tree)" \
 	"['tank/snap tank/vol', 'tank/snap-of-snap tank/snap', 'tank/vol None']"
-thincli volume list --tree | grep -q '─tank/snap-of-snap' || fail "no tree"
+thincli volume list --tree | grep_q '─tank/snap-of-snap' || fail "no tree"
 thincli volume snapshot --group day1 tank/vol tank/snap
 same "$(jq_of "sorted(v['name'] for v in d['volumes'])" thincli --json volume list tank)" \
 	"['tank/snap', 'tank/snap-of-snap', 'tank/snap.day1', 'tank/vol', 'tank/vol.day1']"
@@ -108,8 +108,8 @@ json_error NOT_FOUND thincli --json volume show tank/nothing
 thincli volume resize tank/vol 200M
 same "$(jq_of "d['volumes'][0]['size']" thincli volume show tank/vol --json)" 209715200
 thincli volume rename tank/snap renamed
-thincli volume show tank/renamed | grep -q '^parent *tank/vol' || fail "the renamed snapshot"
-thincli volume delete --dry-run tank/renamed | grep -q 'would come free' || fail "--dry-run"
+thincli volume show tank/renamed | grep_q '^parent *tank/vol' || fail "the renamed snapshot"
+thincli volume delete --dry-run tank/renamed | grep_q 'would come free' || fail "--dry-run"
 thincli volume show tank/renamed >/dev/null
 thincli volume delete tank/renamed tank/snap-of-snap tank/vol.day1
 must_fail 1 'deleted 1 of 2.*tank/nothing' thincli volume delete tank/snap.day1 tank/nothing

@@ -10,11 +10,11 @@ echo "nbdinfo: sizes, flags, list"
 same "$(nbdinfo --size "$(uri tank/vol)")" 1073741824
 nbdinfo --json "$(uri tank/vol)" >"$W/info"
 for flag in can_multi_conn can_flush can_fua can_trim can_zero can_fast_zero can_cache can_df; do
-	field "d['exports'][0]['$flag']" <"$W/info" | grep -q True || fail "$flag is not offered"
+	field "d['exports'][0]['$flag']" <"$W/info" | grep_q True || fail "$flag is not offered"
 done
-field "d['structured']" <"$W/info" | grep -q True || fail "no structured replies"
-nbdinfo --list "nbd+unix:///?socket=$W/nbd.sock" | grep -q 'export="tank/vol"' || fail "LIST misses tank/vol"
-nbdinfo --map "$(uri tank/vol)" | grep -q 'hole,zero' || fail "a fresh volume is one hole"
+field "d['structured']" <"$W/info" | grep_q True || fail "no structured replies"
+nbdinfo --list "nbd+unix:///?socket=$W/nbd.sock" | grep_q 'export="tank/vol"' || fail "LIST misses tank/vol"
+nbdinfo --map "$(uri tank/vol)" | grep_q 'hole,zero' || fail "a fresh volume is one hole"
 
 echo "nbdcopy and qemu-img: what goes in comes out"
 head -c 50000000 /dev/urandom >"$W/in"

@@ -122,9 +122,9 @@ must_fail 1 "same device" thinmeta repair -i "$m" -o "$m"
 
 echo "needs_check"
 cp "$W/needs-check.img" "$W/n.img"
-thinmeta check "$W/n.img" | grep -q "needs_check is set" || fail "needs_check is not told"
+thinmeta check "$W/n.img" | grep_q "needs_check is set" || fail "needs_check is not told"
 thinmeta check --clear-needs-check-flag "$W/n.img" >/dev/null
-thin_dump "$W/n.img" | grep -q 'flags="0"' || fail "needs_check is not cleared"
+thin_dump "$W/n.img" | grep_q 'flags="0"' || fail "needs_check is not cleared"
 
 echo "format, size, trim"
 thinmeta format --data-size 1G "$W/f.img"

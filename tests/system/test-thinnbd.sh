@@ -46,7 +46,7 @@ stop_thinnbd() {
 	wait_gone "$NBD_PID"
 	[ ! -e "$W/local.sock" ] || fail "thinnbd leaves its socket behind"
 }
-trap 'kill -9 $NBD_PID 2>/dev/null; finish' EXIT
+trap 'rc=$?; kill -9 $NBD_PID 2>/dev/null; (exit $rc); finish' EXIT
 local_uri() { echo "nbd+unix:///$1?socket=$W/local.sock"; }
 
 echo "wrong lines"
@@ -65,12 +65,12 @@ start_thinnbd --listen "unix:$W/local.sock" --listen "tcp:127.0.0.1:$nbd_port" t
 same "$(cat "$W/thinnbd.out")" "listening on unix:$W/local.sock tcp:127.0.0.1:$nbd_port"
 nbdinfo --json "$(local_uri tank/vol)" >"$W/info"
 for flag in can_multi_conn can_flush can_fua can_trim can_zero can_fast_zero can_df; do
-	field "d['exports'][0]['$flag']" <"$W/info" | grep -q True || fail "$flag is not offered"
+	field "d['exports'][0]['$flag']" <"$W/info" | grep_q True || fail "$flag is not offered"
 done
 same "$(nbdinfo --size "$(local_uri '')")" 268435456 "the default export"
 same "$(nbdinfo --size "nbd://127.0.0.1:$nbd_port/tank/vol")" 268435456
 nbdinfo "$(local_uri tank/other)" >/dev/null 2>&1 && fail "an export that is not there"
-nbdinfo --list "$(local_uri '')" | grep -q 'export="tank/vol"' || fail "LIST"
+nbdinfo --list "$(local_uri '')" | grep_q 'export="tank/vol"' || fail "LIST"
 must_fail 1 '' thinnbd "${remote[@]}" --listen "unix:$W/local.sock" tank/vol
 
 echo "what goes in comes out, by several connections"
@@ -83,7 +83,7 @@ qemu-img compare -f raw -F raw "$W/in" "$(local_uri tank/vol)"
 nbdcopy --connections=4 "$(local_uri tank/vol)" "$W/out"
 cmp "$W/in" "$W/out"
 same "$(nbdcopy "$(uri tank/vol)" - | cmp - "$W/in" && echo same)" same "by the server's own export"
-nbdinfo --map "$(local_uri tank/vol)" | grep -q 'hole,zero' || fail "no holes in the map"
+nbdinfo --map "$(local_uri tank/vol)" | grep_q 'hole,zero' || fail "no holes in the map"
 [ "$(thincli --json volume show tank/vol | field "d['volumes'][0]['mapped']")" -lt 60000000 ] || fail "zeros took space"
 
 echo "part sectors, zeroes, discard, FUA, large requests"
@@ -180,7 +180,7 @@ check_closed tank
 
 echo "reading only"
 start_thinnbd --listen "unix:$W/local.sock" tank/vol@ro
-nbdinfo --json "$(local_uri tank/vol)" | field "d['exports'][0]['is_read_only']" | grep -q True || fail "@ro is not read-only"
+nbdinfo --json "$(local_uri tank/vol)" | field "d['exports'][0]['is_read_only']" | grep_q True || fail "@ro is not read-only"
 nbdsh -u "$(local_uri tank/vol)" -c 'h.pread(4096, 0)'
 nbdsh -u "$(local_uri tank/vol)" -c 'h.set_strict_mode(0); h.pwrite(b"x" * 512, 0)' 2>/dev/null && fail "a write passes"
 stop_thinnbd

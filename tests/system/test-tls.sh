@@ -45,7 +45,7 @@ must_fail 1 "no such" as alice volume show tank/vol
 must_fail 1 "no such" as alice volume delete tank/vol
 thincli access grant cert:alice write tank/vol
 thincli access grant cert:bob read 'tank/v*'
-thincli access list | grep -q cert:alice || fail "access list"
+thincli access list | grep_q cert:alice || fail "access list"
 same "$(as alice --json volume list | field "d['volumes'][0]['name']")" tank/vol
 must_fail 1 "right" as alice volume delete tank/vol
 must_fail 1 "no such" as alice volume show tank/other
@@ -64,7 +64,7 @@ must_fail 1 "" thincli --server "tls://127.0.0.1:$tls_port" --cert "$W/pki/alice
 echo "NBD over TLS: the identity decides"
 nbds() { echo "nbds://127.0.0.1:$nbd_port/$2?tls-certificates=$W/pki/$1"; }
 same "$(nbdinfo --size "$(nbds alice tank/vol)")" 268435456
-nbdinfo --json "$(nbds bob tank/vol)" | field "d['exports'][0]['is_read_only']" | grep -q True || fail "bob may write"
+nbdinfo --json "$(nbds bob tank/vol)" | field "d['exports'][0]['is_read_only']" | grep_q True || fail "bob may write"
 if nbdinfo --size "$(nbds alice tank/other)" 2>/dev/null; then fail "alice opens tank/other"; fi
 if nbdinfo --size "nbd://127.0.0.1:$nbd_port/tank/vol" 2>/dev/null; then fail "plain NBD on TCP is served"; fi
 head -c 30000000 /dev/urandom >"$W/in"
@@ -81,7 +81,7 @@ for _ in $(seq 100); do [ -S "$W/bridge.sock" ] && break; kill -0 $bridge || { c
 b="nbd+unix:///tank/vol?socket=$W/bridge.sock"
 nbdinfo "$b" >/dev/null
 same "$(nbdinfo --size "$b")" 268435456
-nbdinfo --map "$b" | grep -q 'hole,zero' || fail "the bridge tells no holes"
+nbdinfo --map "$b" | grep_q 'hole,zero' || fail "the bridge tells no holes"
 nbdcopy "$b" "$W/out"
 cmp "$W/in" "$W/out"
 qemu-img compare -f raw -F raw "$W/in" "$b"
