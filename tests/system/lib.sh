@@ -9,8 +9,10 @@ SERVER_PID=
 cd "$W" # what tools leave behind stays here
 export THIN_SERVER=unix:$W/thinsrv.sock
 
+ALSO_KILL= # further processes that end with the test
 finish() {
-	local rc=$?
+	local rc=$? p
+	for p in $ALSO_KILL; do kill -9 "$p" 2>/dev/null || true; done
 	[ -z "$SERVER_PID" ] || kill -9 "$SERVER_PID" 2>/dev/null || true
 	jobs -p | xargs -r kill -9 2>/dev/null || true
 	if [ $rc != 0 ] && [ -s "$W/thinsrv.log" ]; then

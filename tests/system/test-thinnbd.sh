@@ -31,6 +31,7 @@ start_thinnbd() { # OPTIONS... VOLUME
 	: >"$W/thinnbd.out"
 	thinnbd "${remote[@]}" "$@" >"$W/thinnbd.out" 2>"$W/thinnbd.log" &
 	NBD_PID=$!
+	ALSO_KILL=$NBD_PID
 	disown
 	local _
 	for _ in $(seq 200); do
@@ -46,7 +47,6 @@ stop_thinnbd() {
 	wait_gone "$NBD_PID"
 	[ ! -e "$W/local.sock" ] || fail "thinnbd leaves its socket behind"
 }
-trap 'rc=$?; kill -9 $NBD_PID 2>/dev/null; (exit $rc); finish' EXIT
 local_uri() { echo "nbd+unix:///$1?socket=$W/local.sock"; }
 
 echo "wrong lines"
@@ -203,6 +203,7 @@ stop_server
 : >"$W/thinnbd.out"
 thinnbd "${remote[@]}" --wait --listen "unix:$W/local.sock" tank/vol >"$W/thinnbd.out" 2>"$W/thinnbd.log" &
 NBD_PID=$!
+ALSO_KILL=$NBD_PID
 disown
 sleep 0.5
 start_server
