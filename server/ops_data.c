@@ -189,6 +189,10 @@ io_done(struct volume_io *io, int result)
 
     if (rq->counted)
         attach_end(rq->volume->attachment);
+    if (result == -THIN_E_SHUTDOWN && rq->server->stopping) {
+        request_abandon(rq);
+        return;
+    }
     if (result < 0) {
         request_reply_code(rq, result, NULL);
         return;

@@ -302,6 +302,18 @@ request_refuse(struct request *rq, int code)
     rq->io.result = code;
 }
 
+/*
+ * What the client library sends again by itself to the server's next life: a server that
+ * stops leaves it unanswered, so that a restart is a pause and no error.
+ */
+static bool
+may_be_sent_again(const struct request *rq)
+{
+    return dispatch_is_data(rq->kind) || rq->repeatable ||
+           rq->kind == THIN__REQUEST__BODY_VOLUME_OPEN ||
+           rq->kind == THIN__REQUEST__BODY_VOLUME_CLOSE;
+}
+
 /* All of it is here. */
 void
 request_received(struct request *rq)
@@ -318,6 +330,10 @@ request_received(struct request *rq)
     if (rq->has_crc && rq->piece &&
         crc32c(rq->piece->iov.iov_base, rq->piece->iov.iov_len) != rq->payload_crc) {
         request_reply_code(rq, -THIN_E_CHECKSUM, NULL);
+        return;
+    }
+    if (rq->server->stopping && may_be_sent_again(rq)) {
+        request_abandon(rq);
         return;
     }
     if (rq->server->stopping) {

@@ -91,7 +91,8 @@ int request_arrived(struct conn *conn, const void *bytes, size_t len,
 bool request_wants_piece(const struct request *rq);
 void request_refuse(struct request *rq, int code); /* answered so once it is whole */
 void request_received(struct request *rq);
-void request_abandon(struct request *rq); /* the rest will not come */
+/* The rest will not come, or it is as if it had not: no answer, the number is free. */
+void request_abandon(struct request *rq);
 void requests_forget_conn(struct session *session, const struct conn *conn);
 void requests_forget_all(struct session *session);
 void requests_fini(void);
