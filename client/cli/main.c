@@ -82,8 +82,27 @@ print_help(const struct cli *cli)
     printf("\n%s", global_help);
 }
 
+/* How it is written, behind what was wrong, on the same line. */
 static void
-print_error(const struct cli *cli, int code)
+print_hint(const struct cli *cli)
+{
+    fputs("; usage: ", stderr);
+    if (cli->noun && cli->verb) {
+        print_usage_line(stderr, cli->noun, cli->verb);
+    } else if (cli->noun) {
+        fprintf(stderr, "thincli %s VERB ...; verbs:", cli->noun->name);
+        for (const struct cli_verb *v = cli->noun->verbs; v->name; v++)
+            fprintf(stderr, " %s", v->name);
+    } else {
+        fputs("thincli [options] NOUN VERB ...; nouns:", stderr);
+        for (const struct cli_noun *n = cli_nouns; n->name; n++)
+            fprintf(stderr, " %s", n->name);
+    }
+    fputs("   (--help tells more)", stderr);
+}
+
+static void
+print_error(const struct cli *cli, int code, bool usage)
 {
     struct json json;
 
@@ -102,30 +121,9 @@ print_error(const struct cli *cli, int code)
     /* Words of a server: one line, and nothing that a terminal would obey. */
     for (const char *p = thin_error_text(&cli->err, code); *p; p++)
         fputc((unsigned char)*p < ' ' || *p == 0x7f ? '?' : *p, stderr);
+    if (usage)
+        print_hint(cli);
     fputc('\n', stderr);
-}
-
-/* The line that helps after a wrong one. */
-static void
-print_hint(const struct cli *cli)
-{
-    if (cli->json)
-        return;
-    if (cli->noun && cli->verb) {
-        fputs("usage: ", stderr);
-        print_usage_line(stderr, cli->noun, cli->verb);
-        fprintf(stderr, "   (--help tells more)\n");
-    } else if (cli->noun) {
-        fprintf(stderr, "usage: thincli %s VERB ...; verbs:", cli->noun->name);
-        for (const struct cli_verb *v = cli->noun->verbs; v->name; v++)
-            fprintf(stderr, " %s", v->name);
-        fputc('\n', stderr);
-    } else {
-        fputs("usage: thincli [options] NOUN VERB ...; nouns:", stderr);
-        for (const struct cli_noun *n = cli_nouns; n->name; n++)
-            fprintf(stderr, " %s", n->name);
-        fputs("   (--help tells more)\n", stderr);
-    }
 }
 
 /* What is on its way to stdout is part of the answer: it must have got there. */
@@ -166,9 +164,7 @@ main(int argc, char **argv)
     if (r == 0)
         r = finish_output(&cli);
     if (r != 0)
-        print_error(&cli, r == CLI_USAGE ? -THIN_E_INVALID : r);
-    if (r == CLI_USAGE)
-        print_hint(&cli);
+        print_error(&cli, r == CLI_USAGE ? -THIN_E_INVALID : r, r == CLI_USAGE);
     cli_fini(&cli);
     return r == 0 ? 0 : r == CLI_USAGE ? CLI_USAGE : 1;
 }

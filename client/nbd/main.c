@@ -43,7 +43,7 @@ usage(const char *fmt, ...)
     va_start(ap, fmt);
     vfprintf(stderr, fmt, ap);
     va_end(ap);
-    fputs("\nusage: thinnbd --server ADDRESS --listen ADDRESS POOL/VOLUME[@ro]   "
+    fputs("; usage: thinnbd --server ADDRESS --listen ADDRESS POOL/VOLUME[@ro]   "
           "(--help tells more)\n",
           stderr);
     return EXIT_USAGE;
