@@ -7,6 +7,7 @@
 #include <time.h>
 
 #include "core/base/assert.h"
+#include "core/base/checked.h"
 #include "core/base/cleanup.h"
 
 #define WATCHES_MAX 64 /* descriptors; tools need a handful */
@@ -71,6 +72,8 @@ poll_timer_set(struct thin_loop *loop, struct thin_timer *timer, uint64_t when_n
     struct poll_loop *pl = to_poll(loop);
     struct thin_timer *after;
 
+    /* Time gone by counts as now, or who arms itself in the past is always first. */
+    when_ns = max_u64(when_ns, poll_now_ns(loop));
     poll_timer_cancel(loop, timer);
     timer->when_ns = when_ns;
     timer->armed = true;
@@ -119,21 +122,49 @@ is_watched(struct poll_loop *pl, struct thin_watch *watch)
     return false;
 }
 
-/* Runs the tasks queued at entry; what they defer runs at the next turn. */
+static void
+mark_run(struct thin_task *task)
+{
+    (void)task;
+}
+
+/*
+ * Runs the tasks queued at entry; what they defer runs at the next turn. The end is a
+ * task of our own, which nobody can cancel; a turn inside a turn may run it.
+ */
 static void
 run_tasks(struct poll_loop *pl)
 {
-    struct thin_task *last = TAILQ_LAST(&pl->tasks, task_list);
-    struct thin_task *task;
+    struct thin_task end = {.run = mark_run};
 
-    while ((task = TAILQ_FIRST(&pl->tasks))) {
-        bool end = task == last;
+    if (TAILQ_EMPTY(&pl->tasks))
+        return;
+    poll_defer(&pl->base, &end);
+    while (end.queued) {
+        struct thin_task *task = TAILQ_FIRST(&pl->tasks);
 
         TAILQ_REMOVE(&pl->tasks, task, link);
         task->queued = false;
         task->run(task);
-        if (end)
-            return;
+    }
+}
+
+/* Fires no more timers than are due at entry: one may arm itself in the past. */
+static void
+fire_timers(struct poll_loop *pl)
+{
+    uint64_t now = poll_now_ns(&pl->base);
+    struct thin_timer *timer;
+    unsigned due = 0;
+
+    TAILQ_FOREACH(timer, &pl->timers, link) {
+        if (timer->when_ns > now)
+            break;
+        due++;
+    }
+    while (due-- > 0 && (timer = TAILQ_FIRST(&pl->timers)) && timer->when_ns <= now) {
+        poll_timer_cancel(&pl->base, timer);
+        timer->fire(timer);
     }
 }
 
@@ -160,9 +191,7 @@ poll_run_once(struct thin_loop *loop)
     struct poll_loop *pl = to_poll(loop);
     struct pollfd fds[WATCHES_MAX];
     struct thin_watch *watched[WATCHES_MAX];
-    struct thin_timer *timer;
     unsigned n = 0;
-    uint64_t now;
 
     for (unsigned i = 0; i < pl->nr_watches; i++) {
         struct thin_watch *w = pl->watches[i];
@@ -179,11 +208,7 @@ poll_run_once(struct thin_loop *loop)
     if (poll(fds, n, poll_wait_ms(pl)) < 0 && errno != EINTR)
         return -errno;
     run_tasks(pl);
-    now = poll_now_ns(loop);
-    while ((timer = TAILQ_FIRST(&pl->timers)) && timer->when_ns <= now) {
-        poll_timer_cancel(loop, timer);
-        timer->fire(timer);
-    }
+    fire_timers(pl);
     for (unsigned i = 0; i < n; i++) {
         unsigned events = (fds[i].revents & POLLIN ? THIN_WATCH_READ : 0) |
                           (fds[i].revents & POLLOUT ? THIN_WATCH_WRITE : 0);
