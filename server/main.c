@@ -370,10 +370,13 @@ finish(struct server *s)
 }
 
 static int
-usage(FILE *out, int code)
+usage(const char *wrong)
 {
-    fprintf(out, "Usage: thinsrv --config FILE [--check-config] | --version\n");
-    return code;
+    if (wrong)
+        fprintf(stderr, "thinsrv: %s; ", wrong);
+    fprintf(wrong ? stderr : stdout,
+            "usage: thinsrv --config FILE [--check-config] | --version\n");
+    return wrong ? 2 : 0;
 }
 
 int
@@ -390,6 +393,7 @@ main(int argc, char **argv)
     sigset_t set;
     int opt;
 
+    opterr = 0; /* one line of our own */
     while ((opt = getopt_long(argc, argv, "", options, NULL)) != -1) {
         if (opt == 'c')
             config_path = optarg;
@@ -398,12 +402,12 @@ main(int argc, char **argv)
         else if (opt == 'V')
             return printf("thinsrv %s\n", THIN_VERSION) < 0;
         else
-            return usage(opt == 'h' ? stdout : stderr, opt == 'h' ? 0 : 2);
+            return usage(opt == 'h' ? NULL : "unknown option, or one without its value");
     }
     if (optind < argc && only_check && !config_path)
         config_path = argv[optind++];
     if (optind < argc || !config_path)
-        return usage(stderr, 2);
+        return usage(config_path ? "one word too many" : "--config is missing");
     if (config_read(config_path, &process.server.config, &err) < 0) {
         fprintf(stderr, "thinsrv: %s\n", err.text);
         return 1;

@@ -25,15 +25,15 @@ for size in 0 1000 513 -1 12Q x ''; do
 	thincli volume create tank/s "$size" >/dev/null 2>"$W/err" || rc=$?
 	{ [ $rc = 1 ] || [ $rc = 2 ]; } && [ -s "$W/err" ] || fail "size '$size': exit $rc"
 done
-must_fail 1 "exists" thincli volume create tank/v 1M
+must_fail 1 "exists\|already" thincli volume create tank/v 1M
 must_fail 1 "no such" thincli volume show tank/none
 must_fail 1 "no such" thincli volume show none/v
 must_fail 1 "no such" thincli volume delete tank/none
 must_fail 1 "no such" thincli volume snapshot tank/none snap
-must_fail 1 "exists" thincli volume snapshot tank/v v
-must_fail 1 "exists" thincli volume rename tank/v "$(printf 'n%.0s' $(seq 127))"
+must_fail 1 "exists\|already" thincli volume snapshot tank/v v
+must_fail 1 "exists\|already" thincli volume rename tank/v "$(printf 'n%.0s' $(seq 127))"
 must_fail 1 "no such" thincli pool show none
-must_fail 1 "exists" thincli pool create tank --data "$W/y:64M" --metadata "$W/z:4M"
+must_fail 1 "exists\|already" thincli pool create tank --data "$W/y:64M" --metadata "$W/z:4M"
 [ ! -e "$W/y" ] && [ ! -e "$W/z" ] || fail "a refused create left files"
 
 echo "devices"

@@ -4,9 +4,9 @@
 . "$(dirname "$0")/lib.sh"
 need_tools python3 openssl
 
-usage_error() { # WORDS COMMAND...: exit 2, a line with WORDS and a usage line
+usage_error() { # WORDS COMMAND...: exit 2, one line with WORDS and the usage
 	must_fail 2 "$@"
-	[ "$(wc -l <"$W/err")" = 2 ] && tail -n 1 "$W/err" | grep_q '^usage: thincli' || {
+	[ "$(wc -l <"$W/err")" = 1 ] && grep -q '; usage: thincli' "$W/err" || {
 		cat "$W/err" >&2
 		fail "no usage hint: ${*:2}"
 	}

@@ -21,7 +21,7 @@ for p in "$pools"/*/; do
 		import json, sys
 		m = json.load(open(sys.argv[1]))
 		for d in m["devices"]:
-		    if d.get("external_origin"):
+		    if d.get("external_origin") or "sha256" not in d:
 		        continue
 		    print(d["id"], d["sectors"], d["sha256"])
 	END
