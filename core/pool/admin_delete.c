@@ -91,9 +91,12 @@ delete_applied(struct admin_job *job)
 {
     if (job->bare) {
         if (job->flag)
+            limits_gone(job->pool, job->dev_id);
+        if (job->flag)
             catalogue_records_remove(&job->pool->catalogue->records, job->dev_id);
         return !job->flag;
     }
+    limits_gone(job->pool, job->dev_id);
     admin_background_kick(job->pool->admin);
     return false;
 }

@@ -16,6 +16,7 @@
 #define THIN_CORE_POOL_ADMIN_PRIVATE_H
 
 #include "core/pool/catalogue_private.h"
+#include "core/pool/limits.h"
 
 #define ADMIN_QUEUE_MAX  1024u /* changes that wait; more are refused */
 #define ADMIN_TRIES_MAX  8u    /* rounds of planning or finding room for one change */
@@ -74,6 +75,7 @@ struct admin_job {
     char name[THIN_NAME_MAX + 1], other[THIN_NAME_MAX + 1];
     uint32_t dev_id;
     uint64_t value, value2;
+    uint64_t reserve, quota;
     bool flag;
     enum volume_key key;
     char *origin;

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "core/base/assert.h"
+#include "core/base/checked.h"
 #include "core/base/cleanup.h"
 #include "core/pool/admin_private.h"
 
@@ -44,9 +45,24 @@ snapshot_after(struct admin_job *job)
     return job->nr_quiescing > 0;
 }
 
+/* What the origins have reserved must fit once more: all that they map is shared. */
+static int
+judge_reserved(struct admin_job *job, struct thin_error *err)
+{
+    uint32_t ids[POOL_GROUP_MAX];
+
+    for (uint32_t i = 0; i < job->nr_snaps; i++)
+        ids[i] = job->snaps[i].origin_id;
+    return limits_judge_shared(job->pool, ids, job->nr_snaps, err);
+}
+
 static int
 snapshot_apply(struct admin_job *job, struct thin_error *err)
 {
+    int judged = judge_reserved(job, err);
+
+    if (judged < 0)
+        return judged;
     for (uint32_t i = 0; i < job->nr_snaps; i++) {
         struct admin_snap *snap = &job->snaps[i];
         struct device_details details;
@@ -76,6 +92,7 @@ snapshot_applied(struct admin_job *job)
         catalogue_id_used(job->pool->catalogue, snap->dev_id);
         if (core)
             volume_core_set_time(core, snap->snapshotted_time);
+        limits_shared(job->pool, snap->origin_id);
     }
     admin_background_kick(job->pool->admin);
     return false;
@@ -241,6 +258,7 @@ rollback_plan(struct admin_job *job, struct thin_error *err)
         return r;
     new->dev_id = snap->dev_id;
     new->size = from->size;
+    new->reserve = job->reserve = min_u64(new->reserve, new->size);
     new->flags &= ~(uint32_t)(RECORD_TRIMMING | RECORD_SIZE_UNKNOWN);
     new->flags |= from->flags &(RECORD_TRIMMING | RECORD_SIZE_UNKNOWN);
     new->epoch++;
@@ -253,9 +271,24 @@ rollback_plan(struct admin_job *job, struct thin_error *err)
 static int
 rollback_apply(struct admin_job *job, struct thin_error *err)
 {
+    int r;
+
     if (volume_core_find(job->pool, job->dev_id))
         return thin_fail(err, -THIN_E_BUSY, "volume %s is open", job->name);
-    return snapshot_apply(job, err);
+    if (limits_prepare(job->pool) < 0)
+        return thin_fail_code(err, -ENOMEM, "reserve");
+    /* All that it maps will be shared, under its new number. */
+    r = limits_judge(job->pool, job->dev_id, job->reserve, true, err);
+    return r < 0 ? r : snapshot_apply(job, err);
+}
+
+static bool
+rollback_applied(struct admin_job *job)
+{
+    limits_gone(job->pool, job->dev_id);
+    if (job->reserve)
+        limits_follow(job->pool, job->snaps[0].dev_id, job->reserve, false);
+    return snapshot_applied(job);
 }
 
 static const struct admin_kind rollback_kind = {
@@ -264,7 +297,7 @@ static const struct admin_kind rollback_kind = {
     .growth = GROWS_NEW,
     .plan = rollback_plan,
     .apply = rollback_apply,
-    .applied = snapshot_applied,
+    .applied = rollback_applied,
     .after = snapshot_after,
 };
 

@@ -30,6 +30,20 @@ check_free(struct pool *pool, const char *name, struct thin_error *err)
     return 0;
 }
 
+static int
+check_limits(uint64_t size, uint64_t reserve, uint64_t quota, struct thin_error *err)
+{
+    if (reserve > size)
+        return thin_fail(err, -THIN_E_INVALID,
+                         "a reservation of %" PRIu64 " bytes for a volume of %" PRIu64,
+                         reserve, size);
+    if (quota && quota < reserve)
+        return thin_fail(err, -THIN_E_INVALID,
+                         "a quota of %" PRIu64 " bytes under a reservation of %" PRIu64,
+                         quota, reserve);
+    return 0;
+}
+
 /* ---- create -------------------------------------------------------------------------------- */
 
 static int
@@ -49,6 +63,8 @@ create_plan(struct admin_job *job, struct thin_error *err)
         return thin_fail_code(err, -ENOMEM, "make a record");
     record->uid = catalogue_pick_uid(cat);
     record->size = job->value;
+    record->reserve = job->reserve;
+    record->quota = job->quota;
     record->created = pool_wall_clock(job->pool);
     admin_guess_details(job, record, false);
     catalogue_change_put(&job->change, record);
@@ -58,8 +74,13 @@ create_plan(struct admin_job *job, struct thin_error *err)
 static int
 create_apply(struct admin_job *job, struct thin_error *err)
 {
-    int r = metadata_create_thin(job->pool->md, job->dev_id, err);
+    int r = limits_prepare(job->pool);
 
+    if (r < 0)
+        return thin_fail_code(err, r, "reserve");
+    r = limits_judge(job->pool, UINT32_MAX, job->reserve, false, err);
+    if (r == 0)
+        r = metadata_create_thin(job->pool->md, job->dev_id, err);
     return r < 0 ? r : admin_check_details(job, job->dev_id, err);
 }
 
@@ -67,6 +88,8 @@ static bool
 create_applied(struct admin_job *job)
 {
     catalogue_id_used(job->pool->catalogue, job->dev_id);
+    if (job->reserve)
+        limits_follow(job->pool, job->dev_id, job->reserve, true);
     return false;
 }
 
@@ -95,13 +118,15 @@ pool_volume_create(struct pool *pool, const struct volume_spec *spec,
         r = check_size(spec->size, &err);
     if (r == 0 && spec->origin && *spec->origin)
         r = thin_fail(&err, -THIN_E_UNSUPPORTED, "external origins are not served");
-    if (r == 0 && (spec->reserve || spec->quota))
-        r = thin_fail(&err, -THIN_E_UNSUPPORTED, "reservations and quotas are not kept");
+    if (r == 0)
+        r = check_limits(spec->size, spec->reserve, spec->quota, &err);
     if (r < 0) {
         admin_refuse(pool, job, done, r, &err);
         return;
     }
     job->value = spec->size;
+    job->reserve = spec->reserve;
+    job->quota = spec->quota;
     admin_submit(job, false);
 }
 
@@ -135,6 +160,7 @@ resize_plan(struct admin_job *job, struct thin_error *err)
     }
     copy->flags &= ~(uint32_t)RECORD_SIZE_UNKNOWN;
     copy->size = job->value;
+    copy->reserve = job->reserve = min_u64(copy->reserve, copy->size);
     job->dev_id = copy->dev_id;
     catalogue_change_put(&job->change, copy);
     return 0;
@@ -147,6 +173,7 @@ resize_applied(struct admin_job *job)
 
     if (core)
         volume_core_set_size(core, job->value);
+    limits_follow(job->pool, job->dev_id, job->reserve, false);
     admin_background_kick(job->pool->admin);
     return false;
 }
@@ -319,6 +346,41 @@ pool_volume_rename(struct pool *pool, const char *name, const char *new_name,
 /* ---- set ------------------------------------------------------------------------------------- */
 
 static int
+set_limit_plan(struct admin_job *job, const struct catalogue_record *record,
+               struct thin_error *err)
+{
+    bool is_reserve = job->key == VOLUME_RESERVE;
+    uint64_t reserve = is_reserve ? job->value : record->reserve;
+    uint64_t quota = is_reserve ? record->quota : job->value;
+    struct catalogue_record *copy = NULL;
+    int r = check_limits(record->size, reserve, quota, err);
+
+    job->dev_id = record->dev_id;
+    if (r < 0 || (reserve == record->reserve && quota == record->quota))
+        return r;
+    r = admin_copy(record, &copy, err);
+    if (r < 0)
+        return r;
+    copy->reserve = reserve;
+    copy->quota = quota;
+    catalogue_change_put(&job->change, copy);
+    return 0;
+}
+
+static int
+set_apply(struct admin_job *job, struct thin_error *err)
+{
+    int r;
+
+    if (job->key != VOLUME_RESERVE)
+        return 0;
+    r = limits_prepare(job->pool);
+    if (r < 0)
+        return thin_fail_code(err, r, "reserve");
+    return limits_judge(job->pool, job->dev_id, job->value, false, err);
+}
+
+static int
 set_plan(struct admin_job *job, struct thin_error *err)
 {
     struct catalogue_record *record, *copy = NULL;
@@ -328,6 +390,8 @@ set_plan(struct admin_job *job, struct thin_error *err)
 
     if (r < 0)
         return r;
+    if (job->key == VOLUME_RESERVE || job->key == VOLUME_QUOTA)
+        return set_limit_plan(job, record, err);
     flags = job->value ? record->flags | flag : record->flags & ~flag;
     if (flags == record->flags)
         return 0;
@@ -347,13 +411,19 @@ set_applied(struct admin_job *job)
 
     if (core && job->key == VOLUME_READ_ONLY)
         core->read_only = job->value != 0;
+    if (core && job->key == VOLUME_QUOTA)
+        core->quota = div_up_u64(job->value, job->pool->block_size);
+    if (job->key == VOLUME_RESERVE)
+        limits_follow(job->pool, job->dev_id, job->value, false);
     return false;
 }
 
 static const struct admin_kind set_kind = {
     .name = "set a volume",
     .purse = TM_RESERVE,
+    .growth = GROWS_RECORDS,
     .plan = set_plan,
+    .apply = set_apply,
     .applied = set_applied,
 };
 
@@ -369,9 +439,7 @@ pool_volume_set(struct pool *pool, const char *name, enum volume_key key, uint64
         return;
     thin_error_init(&err);
     r = admin_take_name(job->name, name, &err);
-    if (r == 0 && key != VOLUME_READ_ONLY && key != VOLUME_PROTECTED)
-        r = thin_fail(&err, -THIN_E_UNSUPPORTED, "reservations and quotas are not kept");
-    if (r == 0 && value > 1)
+    if (r == 0 && (key == VOLUME_READ_ONLY || key == VOLUME_PROTECTED) && value > 1)
         r = thin_fail(&err, -THIN_E_INVALID, "%" PRIu64 " is neither 0 nor 1", value);
     if (r < 0) {
         admin_refuse(pool, job, done, r, &err);

@@ -185,6 +185,7 @@ catalogue_find(struct pool *pool, const char *name, struct catalogue_volume *ret
         return false;
     ret->dev_id = record->dev_id;
     ret->size = record->size;
+    ret->quota = record->quota;
     ret->read_only = record->flags & RECORD_READ_ONLY;
     memcpy(ret->name, record->name, strlen(record->name) + 1);
     return true;

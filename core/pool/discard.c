@@ -2,7 +2,7 @@
  * Unmapping of ranges in bounded steps, for requests and for the administrator. Each
  * step holds its range, so that no copy of an old block can come back after it.
  */
-#include "core/pool/io_private.h"
+#include "core/pool/limits.h"
 
 static void
 unmap_end(struct unmap *u, int result, const struct thin_error *err)
@@ -42,6 +42,7 @@ unmap_op_done(struct metaop *op, int result, const struct thin_error *err)
         return;
     }
     u->unmapped += u->step_unmapped;
+    limits_unmapped(pool, u->dev_id, u->step_unmapped);
     if (u->step_unmapped > 0)
         u->txn = metadata_txn(pool->md);
     if (core) {

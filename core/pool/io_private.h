@@ -38,7 +38,8 @@
 #define INFLIGHT_SHIFT     26 /* requests are at most 64 MiB: one spans two buckets */
 #define UNMAP_STEP_BLOCKS  65536u
 #define UNMAP_STEP_NODES   16u
-#define STATUS_LEAVES_STEP 8u /* leaves looked at by one step of STATUS */
+#define VOLUME_BLOCKS_MAX  (1ull << 56) /* no volume has a block there */
+#define STATUS_LEAVES_STEP 8u           /* leaves looked at by one step of STATUS */
 
 /* ---- the mapping cache (mapcache.c) ------------------------------------------------- */
 
@@ -165,7 +166,9 @@ struct claim {
     struct space_window *window; /* NULL: nothing claimed */
     dblock_t dblock;
     unsigned nr;
-    bool zero; /* all of it reads as zeros */
+    bool zero;        /* all of it reads as zeros */
+    unsigned counted; /* by limits.c, when it was made */
+    uint32_t holes;   /* bits: what was a hole then */
 };
 
 int space_create(struct pool *pool);

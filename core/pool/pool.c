@@ -6,7 +6,7 @@
  */
 #include <stdlib.h>
 
-#include "core/pool/io_private.h"
+#include "core/pool/limits.h"
 
 #define INTERVAL_MS_DEFAULT    1000
 #define NO_SPACE_MS_DEFAULT    60000
@@ -159,6 +159,7 @@ pool_dismantle(struct pool *pool)
     catalogue_close(pool);
     commit_stop(pool);
     copier_destroy(pool);
+    limits_destroy(pool);
     space_destroy(pool);
     mapcache_destroy(pool);
     loop_defer_cancel(pool->loop, &pool->ops_task);
@@ -201,6 +202,7 @@ open_finish(struct pool *pool, int result, const struct thin_error *err)
             pool->closing = true;
             end->stage = CLOSE_LAST;
             space_stop(pool);
+            limits_stop(pool);
             pool_check_idle(pool);
             return;
         }
@@ -234,6 +236,8 @@ open_catalogue(struct pool *pool, int result, const struct thin_error *err)
     thin_error_init(&own);
     if (result == 0) {
         result = admin_open(pool);
+        if (result == 0)
+            result = limits_load(pool);
         if (result < 0) {
             thin_fail(&own, result, "%s", thin_strerror(result));
             err = &own;
@@ -270,6 +274,8 @@ open_geometry(struct pool *pool, struct thin_error *err)
                          (unsigned long long)pool->data->size, (unsigned long long)need,
                          (unsigned long long)ms.nr_blocks, pool->block_size);
     r = space_create(pool);
+    if (r == 0)
+        r = limits_create(pool);
     if (r == 0)
         r = copier_create(pool);
     if (r < 0)
@@ -553,6 +559,7 @@ pool_close(struct pool *pool, bool force, struct pool_done done)
         volume_core_fence(core, -THIN_E_SHUTDOWN);
     space_fail_parked(pool, NULL, -THIN_E_SHUTDOWN);
     space_stop(pool);
+    limits_stop(pool);
     space_resume(pool); /* claims that wait learn it */
     loop_defer(pool->loop, &pool->in->starved_task);
     end->stage = CLOSE_ADMIN;
@@ -597,6 +604,7 @@ pool_get_info(struct pool *pool, struct pool_info *ret_info)
     }
     if (!pool->metadata_ready)
         return;
+    info->data_reserved = limits_reserved_bytes(pool);
     metadata_data_space(pool->md, &ms);
     info->data_blocks_free = ms.nr_free + ms.nr_pending;
     info->data_used = (ms.nr_blocks - ms.nr_free - ms.nr_pending) * pool->block_size;

@@ -133,6 +133,7 @@ struct pool_info {
     uint64_t data_size, data_used;         /* bytes */
     uint64_t metadata_size, metadata_used; /* bytes; used includes the reserve */
     uint64_t data_blocks_free, metadata_blocks_free;
+    uint64_t data_reserved;  /* bytes promised to volumes and not taken yet */
     uint32_t block_size;     /* bytes */
     uint64_t transaction_id; /* the superblock's, user space's own */
     uint64_t txn;            /* the engine's own count of commits */

@@ -20,6 +20,7 @@
 
 struct catalogue;
 struct admin;
+struct limits;
 struct mapcache;
 struct space;
 struct volume_core;
@@ -202,6 +203,10 @@ struct volume_core {
     struct thin_task quiesce_task;
     bool telling; /* quiesce_task is on its way, and holds the core */
 
+    /* Of limits.c, in data blocks. */
+    uint64_t quota; /* 0: none */
+    uint64_t mapped, claimed, claimed_holes;
+
     unsigned nr_rmw; /* part-sector writes at work: overwrites look at the cells */
     struct map_page *map_hot; /* the page found last */
     LIST_HEAD(, map_page) pages;
@@ -323,6 +328,7 @@ struct pool {
     struct admin *admin;
     struct mapcache *mapcache;
     struct space *space;
+    struct limits *limits;
     struct committer commit;
     struct volume_core_list cores;
     struct volume_core *cores_by_id;
@@ -390,6 +396,7 @@ void catalogue_close(struct pool *pool); /* frees; also half opened, also NULL *
 struct catalogue_volume {
     uint32_t dev_id;
     uint64_t size;
+    uint64_t quota; /* bytes */
     bool read_only;
     char name[THIN_NAME_MAX + 1];
 };

@@ -7,7 +7,7 @@
  * Failed I/O leaves sound metadata: what is durable stands. Where a commit met damage the
  * pool is marked as needing a check, by a commit of nothing but the flag, tried once.
  */
-#include "core/pool/io_private.h"
+#include "core/pool/limits.h"
 
 /* Handles whose volume may have lost something. */
 static void
@@ -44,6 +44,7 @@ pool_roll_back(struct pool *pool, int code, const char *why)
     metaops_roll_back(pool);
     space_fail_parked(pool, NULL, -THIN_E_READ_ONLY);
     space_resume(pool); /* claims that wait learn it */
+    limits_stop(pool);
     admin_rolled_back(pool);
     pool_check_idle(pool);
 }
@@ -117,6 +118,8 @@ catalogue_loaded(struct pool *pool, int result, const struct thin_error *err)
     if (result < 0)
         log_error("the catalogue cannot be read again: %s pool=%s",
                   thin_error_text(err, result), pool->name);
+    if (limits_load(pool) < 0)
+        log_error("no memory for reservations pool=%s", pool->name);
     rollback_end(pool);
 }
 
@@ -146,6 +149,7 @@ time_done(struct metaop *op, int result, const struct thin_error *err)
         core->changed_txn = 0;
         core->write_seq = pool->commit.write_seq;
         core->snapshotted_time = end->details.snapshotted_time;
+        core->mapped = end->details.mapped_blocks;
         if (result < 0 || !end->found)
             volume_core_fence(core, result < 0 ? result : -THIN_E_ROLLED_BACK);
     }

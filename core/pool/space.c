@@ -8,6 +8,7 @@
  */
 #include <stdlib.h>
 
+#include "core/pool/limits.h"
 #include "core/pool/space_private.h"
 
 #define METADATA_STEP_BYTES (4u << 20) /* least growth of the metadata by itself */
@@ -129,8 +130,9 @@ space_find(struct pool *pool, uint64_t wanted, dblock_t *ret_begin, uint64_t *re
 
     *ret_len = 0;
     metadata_data_space(pool->md, &ms);
-    if (ms.nr_free == 0 || pool->space->hold_all)
+    if (ms.nr_free == 0 || pool->space->hold_all || !limits_room(pool))
         return 0;
+    wanted = min_u64(wanted, max_u64(limits_unreserved(pool), 1));
     while (at < pool->nr_data_blocks && len == 0) {
         r = space_look(pool, at, pool->nr_data_blocks, wanted, &begin, &len, &at, err);
         if (r < 0)
@@ -431,7 +433,8 @@ space_park(struct pool *pool, struct volume_io *io)
     if (!extends && pool->mode == POOL_WRITE)
         pool_set_mode(pool, POOL_OUT_OF_DATA_SPACE,
                       "grow the pool, or delete volumes or snapshots",
-                      "no free data block is left");
+                      "no free data block is left%s",
+                      limits_reserved_bytes(pool) ? " that is not reserved" : "");
     if (pool->closing || (!extends && pool->config.on_full == POOL_ERROR))
         return false;
     if (io->deadline_ns == 0)

@@ -145,6 +145,7 @@ core_make(struct pool *pool, const struct catalogue_volume *cv)
     core->dev_id = cv->dev_id;
     core->size = cv->size;
     core->read_only = cv->read_only;
+    core->quota = div_up_u64(cv->quota, pool->block_size);
     snprintf(core->name, sizeof(core->name), "%s", cv->name);
     TAILQ_INIT(&core->handles);
     TAILQ_INIT(&core->quiescing);
@@ -245,6 +246,7 @@ opening_done(struct metaop *op, int result, const struct thin_error *err)
         o->err = *err;
     if (result == 0) {
         o->core->snapshotted_time = o->details.snapshotted_time;
+        o->core->mapped = o->details.mapped_blocks;
         volume->core = o->core;
         TAILQ_INSERT_TAIL(&o->core->handles, volume, link);
         o->core->nr_handles++;

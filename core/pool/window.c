@@ -8,6 +8,7 @@
 #include <stdlib.h>
 
 #include "core/ondisk/bitmap.h"
+#include "core/pool/limits.h"
 #include "core/pool/space_private.h"
 
 #define FIND_LOOKS_STEP  16u /* looks in one step on the loop */
@@ -109,7 +110,7 @@ window_ready(struct space_window *w)
     waiters_run(w);
     if (!TAILQ_EMPTY(&pool->space->waiters))
         loop_defer(pool->loop, &pool->space->wake_task);
-    if (pool->mode == POOL_OUT_OF_DATA_SPACE)
+    if (pool->mode == POOL_OUT_OF_DATA_SPACE && limits_room(pool))
         space_resume(pool);
 }
 
@@ -434,16 +435,23 @@ space_claim(struct volume_frag *frag, vblock_t v, unsigned wanted)
     uint64_t blocks = div_up_u64(core->size, pool->block_size), stretch;
     bool taken = false;
     struct space_window *w;
+    int r;
 
     if (sp->hold_all) {
         TAILQ_INSERT_TAIL(&sp->waiters, frag, link);
         return 1;
     }
+    r = limits_admit(frag, v, wanted, &wanted);
+    if (r != 0)
+        return r;
     w = window_at(core, v, &taken);
     if (w && w->state == WINDOW_READY) {
         TAILQ_REMOVE(&sp->all, w, all); /* used last */
         TAILQ_INSERT_TAIL(&sp->all, w, all);
-        return window_take(frag, w, v, wanted) ? 0 : -THIN_E_NO_DATA_SPACE;
+        if (!window_take(frag, w, v, wanted))
+            return -THIN_E_NO_DATA_SPACE;
+        limits_claimed(frag);
+        return 0;
     }
     if (!w) {
         w = window_new(core);
@@ -485,6 +493,7 @@ space_claim_end(struct volume_frag *frag, bool mapped)
     unsigned at = (unsigned)(frag->claim.dblock - w->dbase);
     uint64_t all = w->nr == 64 ? UINT64_MAX : (1ull << w->nr) - 1;
 
+    limits_claim_ended(frag, mapped);
     w->claims--;
     if (!mapped)
         for (unsigned i = 0; i < frag->claim.nr; i++)

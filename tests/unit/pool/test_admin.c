@@ -333,7 +333,7 @@ START_TEST(a_read_only_volume_is_not_opened_for_writing)
               READ_ONLY);
     ck_assert(rig_holds("vol", 0, 512, 0));
     rig_fails(pool_volume_resize(rig.pool, "vol", 512, true, RIG_DONE), READ_ONLY);
-    rig_fails(pool_volume_set(rig.pool, "vol", VOLUME_QUOTA, 512, RIG_DONE), UNSUPPORTED);
+    rig_ok(pool_volume_set(rig.pool, "vol", VOLUME_QUOTA, 512, RIG_DONE));
     rig_fails(pool_volume_set(rig.pool, "vol", VOLUME_READ_ONLY, 2, RIG_DONE), INVALID);
 }
 END_TEST
