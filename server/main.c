@@ -39,6 +39,7 @@
 struct process {
     struct server server;
     struct thin_watch signals;
+    int state_lock; /* held while the process lives; 0: none */
     int exit_code;
     unsigned faces_left;
     bool pools_stopping, pools_stopped;
@@ -309,7 +310,7 @@ raise_descriptor_limit(void)
 static int
 start(struct server *s, sigset_t *set, struct thin_error *err)
 {
-    int r = pools_store_prepare(s->config.state_dir, err);
+    int r = pools_store_prepare(s->config.state_dir, &process.state_lock, err);
 
     if (r == 0)
         r = auth_create(s->config.state_dir, &s->auth, err);

@@ -25,16 +25,32 @@ make_folder(const char *path, struct thin_error *err)
 }
 
 int
-pools_store_prepare(const char *state_dir, struct thin_error *err)
+pools_store_prepare(const char *state_dir, int *ret_lock, struct thin_error *err)
 {
+    struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
     AUTO_FREE char *pools = NULL;
+    AUTO_FREE char *path = NULL;
+    AUTO_FD int fd = -1;
     int r = make_folder(state_dir, err);
 
     if (r < 0)
         return r;
-    if (asprintf(&pools, "%s/pools", state_dir) < 0)
+    if (asprintf(&pools, "%s/pools", state_dir) < 0 ||
+        asprintf(&path, "%s/lock", state_dir) < 0)
         return thin_fail_code(err, -ENOMEM, "create %s/pools", state_dir);
-    return make_folder(pools, err);
+    r = make_folder(pools, err);
+    if (r < 0)
+        return r;
+    fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+    if (fd < 0)
+        return thin_fail_code(err, -errno, "lock %s", path);
+    if (fcntl(fd, F_OFD_SETLK, &lock) < 0)
+        return errno == EAGAIN || errno == EACCES
+                   ? thin_fail(err, -THIN_E_BUSY,
+                               "the state folder %s is in use by another thinsrv", state_dir)
+                   : thin_fail_code(err, -errno, "lock %s", path);
+    *ret_lock = take_fd(&fd);
+    return 0;
 }
 
 /* "ID SIZE NAME", the name "-" if there is none. */

@@ -12,7 +12,10 @@ int pools_store_read_all(const char *state_dir, const struct pool_config *defaul
 int pools_store_write(const char *state_dir, const struct server_pool *sp,
                       struct thin_error *err);
 int pools_store_remove(const char *state_dir, const char *name, struct thin_error *err);
-/* Makes STATE_DIR and its folders. */
-int pools_store_prepare(const char *state_dir, struct thin_error *err);
+/*
+ * Makes STATE_DIR and its folders, and locks it for this process: *ret_lock stays open
+ * while the server lives. -THIN_E_BUSY: another server uses it.
+ */
+int pools_store_prepare(const char *state_dir, int *ret_lock, struct thin_error *err);
 
 #endif

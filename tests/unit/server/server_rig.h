@@ -38,6 +38,7 @@ struct rig {
     struct server server;
     unsigned faces_left;
     bool started;
+    int state_lock;
 };
 
 static struct rig rig;
@@ -137,7 +138,7 @@ rig_prepare(void)
     s->config.state_dir = strdup(rig_path("state"));
     s->lease_ms = 500;
     thin_log_set_level(getenv("RIG_DEBUG") ? THIN_LOG_DEBUG : THIN_LOG_ERROR);
-    ck_assert_int_eq(pools_store_prepare(s->config.state_dir, &err), 0);
+    ck_assert_int_eq(pools_store_prepare(s->config.state_dir, &rig.state_lock, &err), 0);
     ck_assert_int_eq(auth_create(s->config.state_dir, &s->auth, &err), 0);
     ck_assert_int_eq(server_loop_create("test", 0, &s->loop, &err), 0);
     s->thin_loop = server_loop_thin(s->loop);
@@ -195,6 +196,7 @@ rig_stop(void)
     server_loop_destroy(s->loop);
     channel_tls_put(s->tls);
     auth_destroy(s->auth);
+    close(rig.state_lock);
     free(s->config.state_dir);
     s->config.state_dir = NULL;
     rig.started = false;
