@@ -5,7 +5,9 @@ void
 pool_get_marks(struct pool *pool, struct pool_marks *ret_marks)
 {
     ret_marks->stable = pool->commit.durable_txn;
+    /* While a roll-back goes on, a write that ends is in no transaction: whatever is
+       stable, it is not. */
     ret_marks->change =
-        pool->metadata_ready ? metadata_txn(pool->md) : pool->commit.durable_txn;
+        pool->metadata_ready ? metadata_txn(pool->md) : pool->commit.durable_txn + 1;
     ret_marks->incarnation = catalogue_incarnation(pool);
 }
