@@ -38,11 +38,27 @@ admin_copy(const struct catalogue_record *record, struct catalogue_record **ret,
     return 0;
 }
 
+/* Of a group, each has its own time. */
+static struct admin_snap *
+snap_of(const struct admin_job *job, uint32_t dev_id)
+{
+    for (uint32_t i = 0; i < job->nr_snaps; i++)
+        if (job->snaps[i].dev_id == dev_id)
+            return &job->snaps[i];
+    return NULL;
+}
+
 void
 admin_guess_details(struct admin_job *job, struct catalogue_record *record, bool ticks)
 {
     const struct superblock *sb = metadata_superblock(job->pool->md);
+    const struct admin_snap *snap = snap_of(job, record->dev_id);
 
+    if (snap && snap->looked) {
+        record->transaction_id = snap->learned_txn;
+        record->creation_time = snap->learned_time;
+        return;
+    }
     record->transaction_id = job->looked ? job->learned_txn : sb->trans_id;
     record->creation_time = job->looked ? job->learned_time : sb->time + (ticks ? 1 : 0);
 }
@@ -51,6 +67,7 @@ int
 admin_check_details(struct admin_job *job, uint32_t dev_id, struct thin_error *err)
 {
     struct device_details details;
+    struct admin_snap *snap;
     bool found = false;
     int r = metadata_get_device(job->pool->md, dev_id, &details, &found, err);
 
@@ -68,6 +85,13 @@ admin_check_details(struct admin_job *job, uint32_t dev_id, struct thin_error *e
             continue;
         /* Whether time ticks is known only here; the record must say what it became. */
         job->again = true;
+        snap = snap_of(job, dev_id);
+        if (snap) {
+            snap->looked = true;
+            snap->learned_time = details.creation_time;
+            snap->learned_txn = details.transaction_id;
+            return thin_fail_code(err, -EAGAIN, "plan again");
+        }
         job->looked = true;
         job->learned_time = details.creation_time;
         job->learned_txn = details.transaction_id;

@@ -54,6 +54,9 @@ struct admin_snap {
     struct quiesce quiesce;
     struct volume_core *core; /* held while it quiesces */
     struct admin_job *job;
+    bool looked; /* learned_* tell what the operation found */
+    uint32_t learned_time;
+    uint64_t learned_txn;
 };
 
 struct admin_job {

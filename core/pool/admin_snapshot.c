@@ -59,10 +59,10 @@ judge_reserved(struct admin_job *job, struct thin_error *err)
 static int
 snapshot_apply(struct admin_job *job, struct thin_error *err)
 {
-    int judged = judge_reserved(job, err);
+    int result = judge_reserved(job, err);
 
-    if (judged < 0)
-        return judged;
+    if (result < 0)
+        return result;
     for (uint32_t i = 0; i < job->nr_snaps; i++) {
         struct admin_snap *snap = &job->snaps[i];
         struct device_details details;
@@ -72,6 +72,11 @@ snapshot_apply(struct admin_job *job, struct thin_error *err)
         r = metadata_create_snap(job->pool->md, snap->dev_id, snap->origin_id, err);
         if (r == 0)
             r = admin_check_details(job, snap->dev_id, err);
+        /* All of a group are looked at before it is planned again. */
+        if (r < 0 && job->again) {
+            result = r;
+            continue;
+        }
         if (r == 0)
             r = metadata_get_device(job->pool->md, snap->origin_id, &details, &found,
                                     err);
@@ -79,7 +84,7 @@ snapshot_apply(struct admin_job *job, struct thin_error *err)
             return r;
         snap->snapshotted_time = details.snapshotted_time;
     }
-    return 0;
+    return result;
 }
 
 static bool

@@ -161,6 +161,24 @@ START_TEST(a_group_is_taken_whole_or_not_at_all)
 }
 END_TEST
 
+/* Each had been planned with the time that the first one got, again and again. */
+START_TEST(a_group_may_begin_before_time_ticks)
+{
+    const char *origins[] = {"a", "b", "c"};
+    const char *names[] = {"as", "bs", "cs"};
+
+    rig_create("a", RIG_BLOCK);
+    rig_create("b", RIG_BLOCK);
+    rig_create("c", RIG_BLOCK);
+    rig_fill("b", 0, RIG_BLOCK, 2);
+    rig_ok(pool_volume_snapshot(rig.pool, origins, names, 3, RIG_DONE));
+    rig_reopen();
+    rig_list(NULL, 10);
+    ck_assert_uint_eq(rig.nr_infos, 6);
+    ck_assert(rig_holds("bs", 0, RIG_BLOCK, 2));
+}
+END_TEST
+
 START_TEST(the_largest_group_fits_in_one_operation)
 {
     char names[POOL_GROUP_MAX][16], snaps[POOL_GROUP_MAX][16];
@@ -624,6 +642,7 @@ main(void)
     tcase_add_test(tcase, a_snapshot_shares_and_keeps_the_old_state);
     tcase_add_test(tcase, an_open_origin_finds_its_blocks_shared_at_once);
     tcase_add_test(tcase, a_group_is_taken_whole_or_not_at_all);
+    tcase_add_test(tcase, a_group_may_begin_before_time_ticks);
     tcase_add_test(tcase, the_largest_group_fits_in_one_operation);
     tcase_add_test(tcase, a_deleted_volume_gives_everything_back);
     tcase_add_test(tcase, a_volume_in_use_or_protected_is_not_deleted);
