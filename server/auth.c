@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <grp.h>
+#include <libgen.h>
 #include <pwd.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -46,13 +47,24 @@ auth_right_parse(const char *word, enum auth_right *ret, struct thin_error *err)
                      "unknown right %.32s: read, write, manage or admin", word);
 }
 
+/* `*`, or a kind with a name behind it. */
+static bool
+is_well_formed(const char *who)
+{
+    static const char *const kinds[] = {"cert:", "user:", "group:"};
+
+    for (size_t i = 0; i < sizeof(kinds) / sizeof(kinds[0]); i++)
+        if (strncmp(who, kinds[i], strlen(kinds[i])) == 0)
+            return who[strlen(kinds[i])] != '\0';
+    return strcmp(who, "*") == 0;
+}
+
 static int
 check_rule(const struct auth_rule *rule, struct thin_error *err)
 {
     const char *slash;
 
-    if (strcmp(rule->who, "*") && strncmp(rule->who, "cert:", 5) &&
-        strncmp(rule->who, "user:", 5) && strncmp(rule->who, "group:", 6))
+    if (!is_well_formed(rule->who))
         return thin_fail(err, -THIN_E_INVALID,
                          "bad subject %s: cert:NAME, user:NAME, group:NAME or *",
                          rule->who);
@@ -285,6 +297,19 @@ auth_check(const struct auth *auth, const struct auth_peer *peer, const char *ob
                      peer->identity, right_names[wanted], object, right_names[has]);
 }
 
+/* A new name in the folder of `path` is there after a crash only when that is synced. */
+static int
+sync_folder_of(const char *path)
+{
+    AUTO_FREE char *folder = strdup(path);
+    AUTO_FD int fd = -1;
+
+    if (!folder)
+        return -ENOMEM;
+    fd = open(dirname(folder), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    return fd < 0 || fsync(fd) < 0 ? -errno : 0;
+}
+
 /* A new file beside the old one, durable before it takes its place. */
 int
 auth_write(const struct auth_change *change, struct thin_error *err)
@@ -293,6 +318,7 @@ auth_write(const struct auth_change *change, struct thin_error *err)
     AUTO_FREE char *tmp = NULL;
     FILE *file;
     bool ok;
+    int r;
 
     if (asprintf(&tmp, "%s.new", path) < 0)
         return thin_fail_code(err, -ENOMEM, "write the access rules");
@@ -306,12 +332,12 @@ auth_write(const struct auth_change *change, struct thin_error *err)
     ok = fflush(file) == 0 && fsync(fileno(file)) == 0 && !ferror(file);
     ok = fclose(file) == 0 && ok;
     if (!ok || rename(tmp, path) < 0) {
-        int r = -errno;
-
+        r = errno ? -errno : -EIO;
         unlink(tmp);
         return thin_fail_code(err, r, "write the access rules %s", path);
     }
-    return 0;
+    r = sync_folder_of(path);
+    return r < 0 ? thin_fail_code(err, r, "write the access rules %s", path) : 0;
 }
 
 static int

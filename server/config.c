@@ -182,10 +182,10 @@ config_parse_pool_key(struct pool_config *config, const char *key, const char *v
         return 0;
     }
     if (strcmp(key, "on_full") == 0) {
-        if (strcmp(value, "queue") && strcmp(value, "error"))
+        if (strcmp(value, "queue") != 0 && strcmp(value, "error") != 0)
             return thin_fail(err, -THIN_E_INVALID, "on_full is queue or error, not %s",
                              value);
-        config->on_full = strcmp(value, "queue") ? POOL_ERROR : POOL_QUEUE;
+        config->on_full = strcmp(value, "queue") == 0 ? POOL_QUEUE : POOL_ERROR;
         return 0;
     }
     if (strcmp(key, "discards") == 0) {
@@ -262,13 +262,18 @@ handle_nbd(struct reading *rd, const char *name, const char *value)
     struct server_config *c = rd->config;
 
     if (strcmp(name, "listen") == 0) {
-        struct thin_error why;
-        struct socket_address address;
+        unsigned old = c->nr_nbd_listen;
 
-        if (socket_address_parse(value, NBD_PORT, &address, &why) < 0)
-            return bad_err(rd, &why);
-        return add_words(rd, c->nbd_listen, &c->nr_nbd_listen, CONFIG_LISTENERS_MAX,
-                         value);
+        if (!add_words(rd, c->nbd_listen, &c->nr_nbd_listen, CONFIG_LISTENERS_MAX, value))
+            return 0;
+        for (unsigned i = old; i < c->nr_nbd_listen; i++) {
+            struct thin_error why;
+            struct socket_address address;
+
+            if (socket_address_parse(c->nbd_listen[i], NBD_PORT, &address, &why) < 0)
+                return bad_err(rd, &why);
+        }
+        return 1;
     }
     if (strcmp(name, "default_export") == 0)
         return set_string(rd, &c->nbd_default_export, value);
@@ -294,7 +299,7 @@ handle_pool_defaults(struct reading *rd, const char *name, const char *value)
     bool known;
 
     if (strcmp(name, "io") == 0) {
-        if (strcmp(value, "buffered") && strcmp(value, "direct"))
+        if (strcmp(value, "buffered") != 0 && strcmp(value, "direct") != 0)
             return bad(rd, "io is buffered or direct");
         c->io_direct = strcmp(value, "direct") == 0;
         return 1;
@@ -380,7 +385,7 @@ nbd_wants_tls(const struct server_config *c)
         return true;
     for (unsigned i = 0; c->nbd_tls == CONFIG_NBD_TLS_DEFAULT && i < c->nr_nbd_listen;
          i++)
-        if (strncmp(c->nbd_listen[i], "unix:", 5))
+        if (strncmp(c->nbd_listen[i], "unix:", 5) != 0)
             return true;
     return false;
 }

@@ -23,16 +23,18 @@ static void
 wake_waiters(struct thin_task *task)
 {
     struct payload *p = container_of(task, struct payload, wake);
-    struct payload_waiter *w, *last = TAILQ_LAST(&p->waiters, waiter_list);
-    bool end = last == NULL;
+    struct payload_waiter end = {.waiting = true};
+    struct payload_waiter *w;
 
-    /* Whoever finds nothing again queues behind `last` and waits for the next time. */
-    while (!end && (w = TAILQ_FIRST(&p->waiters))) {
-        end = w == last;
+    /* Whoever finds nothing again queues behind `end` and waits for the next time. It is
+       one of our own, since who is told may cancel any other. */
+    TAILQ_INSERT_TAIL(&p->waiters, &end, link);
+    while ((w = TAILQ_FIRST(&p->waiters)) != &end) {
         TAILQ_REMOVE(&p->waiters, w, link);
         w->waiting = false;
         w->ready(w);
     }
+    TAILQ_REMOVE(&p->waiters, &end, link);
 }
 
 int
@@ -110,11 +112,15 @@ int
 payload_get(struct payload *p, size_t len, struct payload_waiter *waiter,
             struct payload_piece **ret)
 {
-    unsigned c = class_of(len);
-    size_t bytes = (size_t)PAYLOAD_PIECE_MIN << c;
     struct payload_piece *piece;
+    size_t bytes;
+    unsigned c;
 
-    if (len == 0 || len > PAYLOAD_PIECE_MAX || bytes > p->budget)
+    if (len == 0 || len > PAYLOAD_PIECE_MAX)
+        return -THIN_E_LIMIT;
+    c = class_of(len);
+    bytes = (size_t)PAYLOAD_PIECE_MIN << c;
+    if (bytes > p->budget)
         return -THIN_E_LIMIT;
     piece = STAILQ_FIRST(&p->free_pieces[c]);
     if (piece) {

@@ -96,10 +96,18 @@ int thin_fail_code(struct thin_error *err, int code, const char *fmt, ...)
 int thin_wrap(struct thin_error *err, int code, const char *fmt, ...) PRINTF_LIKE(3, 4);
 
 #if defined(__clang_analyzer__) && !defined(THIN_ERROR_C)
-/* The analyser sees one file at a time and must know that these return `code`. */
-#define thin_fail(err, code, ...)      ((void)(err), (code))
-#define thin_fail_code(err, code, ...) ((void)(err), (code))
-#define thin_wrap(err, code, ...)      ((void)(err), (code))
+/* The analyser sees one file at a time and must know that these return `code`, and that
+   it is negative. */
+#define THIN_NEGATIVE(code)          \
+    __extension__({                  \
+        int negative_ = (code);      \
+        if (negative_ >= 0)          \
+            __builtin_unreachable(); \
+        negative_;                   \
+    })
+#define thin_fail(err, code, ...)      ((void)(err), THIN_NEGATIVE(code))
+#define thin_fail_code(err, code, ...) ((void)(err), THIN_NEGATIVE(code))
+#define thin_wrap(err, code, ...)      ((void)(err), THIN_NEGATIVE(code))
 #endif
 
 /* The text of a code, never NULL: ours from the table, strerror for the rest. Static. */
