@@ -11,11 +11,59 @@ struct crash_page {
     char bytes[CRASH_PAGE_BYTES];
 };
 
-static void
-page_put(struct crash_page *page)
+/* Its own reference stays: it is never freed. */
+static struct crash_page zero_page = {.refs = 1};
+
+void
+crash_page_put(struct crash_page *page)
 {
     if (page && --page->refs == 0)
         free(page);
+}
+
+struct crash_page *
+crash_page_zero(void)
+{
+    zero_page.refs++;
+    return &zero_page;
+}
+
+struct crash_page *
+crash_page_create(const void *data)
+{
+    struct crash_page *page;
+
+    if (data && memcmp(data, zero_page.bytes, CRASH_PAGE_BYTES) == 0)
+        return crash_page_zero();
+    page = malloc(sizeof(*page));
+    THIN_ASSERT(page);
+    page->refs = 1;
+    if (data)
+        memcpy(page->bytes, data, CRASH_PAGE_BYTES);
+    return page;
+}
+
+char *
+crash_page_bytes(struct crash_page *page)
+{
+    return page->bytes;
+}
+
+void
+crash_image_share(struct crash_image *image, uint64_t index, struct crash_page *page)
+{
+    THIN_ASSERT(index < image->nr_pages);
+    if (page)
+        page->refs++;
+    crash_page_put(image->pages[index]);
+    image->pages[index] = page;
+}
+
+const char *
+crash_image_page(const struct crash_image *image, uint64_t index)
+{
+    THIN_ASSERT(index < image->nr_pages);
+    return image->pages[index] ? image->pages[index]->bytes : NULL;
 }
 
 void
@@ -30,7 +78,7 @@ void
 crash_image_fini(struct crash_image *image)
 {
     for (uint64_t i = 0; i < image->nr_pages; i++)
-        page_put(image->pages[i]);
+        crash_page_put(image->pages[i]);
     free(image->pages);
     image->pages = NULL;
     image->nr_pages = 0;
@@ -60,7 +108,7 @@ crash_image_copy(struct crash_image *image, const struct crash_image *from)
 
         if (image->pages[i] == page)
             continue;
-        page_put(image->pages[i]);
+        crash_page_put(image->pages[i]);
         image->pages[i] = page;
         if (page)
             page->refs++;
@@ -80,7 +128,7 @@ own_page(struct crash_image *image, uint64_t index)
     if (old)
         memcpy(page->bytes, old->bytes, CRASH_PAGE_BYTES);
     page->refs = 1;
-    page_put(old);
+    crash_page_put(old);
     image->pages[index] = page;
     return page;
 }
@@ -107,7 +155,7 @@ void
 crash_image_punch(struct crash_image *image, uint64_t page)
 {
     THIN_ASSERT(page < image->nr_pages);
-    page_put(image->pages[page]);
+    crash_page_put(image->pages[page]);
     image->pages[page] = NULL;
 }
 

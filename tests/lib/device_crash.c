@@ -25,8 +25,11 @@ struct crash_io {
     uint64_t offset, len;
     uint64_t seq;    /* place among the completed ones; 0 in flight */
     uint64_t covers; /* FLUSH: protects everything up to this place */
-    char *data;      /* WRITE: a copy made at submission. NULL otherwise: zeros */
-    char *some;      /* for each sector whether it was changed; NULL: all of them */
+    /* WRITE: a copy made at submission, in pages as they lie on the disk. NULL
+       otherwise: zeros. */
+    struct crash_page **pages;
+    uint64_t nr_pages;
+    char *some; /* for each sector whether it was changed; NULL: all of them */
     TAILQ_ENTRY(crash_io) link;
 };
 
@@ -93,10 +96,44 @@ survives(const struct survival *s, struct thin_random *rng, uint64_t sector)
     }
 }
 
+/* The place of byte `offset` of the disk in the request's copy. */
+static char *
+byte_data(const struct crash_io *c, uint64_t offset)
+{
+    uint64_t page = offset / CRASH_PAGE_BYTES - c->offset / CRASH_PAGE_BYTES;
+
+    return crash_page_bytes(c->pages[page]) + offset % CRASH_PAGE_BYTES;
+}
+
 static const char *
 sector_data(const struct crash_io *c, uint64_t i)
 {
-    return c->data ? c->data + i * SECTOR_SIZE : NULL;
+    return c->pages ? byte_data(c, c->offset + i * SECTOR_SIZE) : NULL;
+}
+
+/* The request covers the whole page of its sector `i`, which is the page's first. */
+static bool
+has_page(const struct crash_io *c, uint64_t i)
+{
+    uint64_t at = c->offset + i * SECTOR_SIZE;
+
+    return !c->some && at % CRASH_PAGE_BYTES == 0 &&
+           at + CRASH_PAGE_BYTES <= c->offset + c->len;
+}
+
+static void
+share_page(struct crash_image *image, const struct crash_io *c, uint64_t i)
+{
+    uint64_t index = (c->offset + i * SECTOR_SIZE) / CRASH_PAGE_BYTES;
+    struct crash_page *zero;
+
+    if (c->pages) {
+        crash_image_share(image, index, c->pages[index - c->offset / CRASH_PAGE_BYTES]);
+        return;
+    }
+    zero = crash_page_zero();
+    crash_image_share(image, index, zero);
+    crash_page_put(zero);
 }
 
 static bool
@@ -108,7 +145,7 @@ has_sector(const struct crash_io *c, uint64_t i)
 static bool
 unmaps(const struct crash_io *c)
 {
-    return !c->data && !(c->flags & DEVICE_NO_UNMAP);
+    return !c->pages && !(c->flags & DEVICE_NO_UNMAP);
 }
 
 /* ---- the two images ------------------------------------------------------------------------ */
@@ -161,10 +198,25 @@ punch_whole_pages(struct crash_disk *disk, struct crash_image *image,
 static void
 apply_live(struct crash_disk *disk, const struct crash_io *c)
 {
-    for (uint64_t i = 0; i < c->len / SECTOR_SIZE; i++)
-        if (has_sector(c, i))
+    for (uint64_t i = 0; i < c->len / SECTOR_SIZE; i++) {
+        if (has_page(c, i)) {
+            share_page(&disk->live, c, i);
+            i += CRASH_PAGE_SECTORS - 1;
+        } else if (has_sector(c, i)) {
             crash_image_put(&disk->live, c->offset / SECTOR_SIZE + i, sector_data(c, i));
+        }
+    }
     punch_whole_pages(disk, &disk->live, c);
+}
+
+/* Nothing that is newer stands in the page. */
+static bool
+page_is_older(const struct crash_disk *disk, uint64_t sector, uint64_t seq)
+{
+    for (uint64_t i = sector; i < sector + CRASH_PAGE_SECTORS; i++)
+        if (disk->durable_seq[i] > seq)
+            return false;
+    return true;
 }
 
 /* What is newer and durable already stays: a late flush of an old write is no news. */
@@ -175,6 +227,13 @@ apply_durable(struct crash_disk *disk, const struct crash_io *c, const struct su
     for (uint64_t i = 0; i < c->len / SECTOR_SIZE; i++) {
         uint64_t sector = c->offset / SECTOR_SIZE + i;
 
+        if (!s && has_page(c, i) && page_is_older(disk, sector, c->seq)) {
+            share_page(&disk->durable, c, i);
+            for (unsigned k = 0; k < CRASH_PAGE_SECTORS; k++)
+                disk->durable_seq[sector + k] = c->seq;
+            i += CRASH_PAGE_SECTORS - 1;
+            continue;
+        }
         if (!has_sector(c, i) || disk->durable_seq[sector] > c->seq ||
             (s && !survives(s, rng, i)))
             continue;
@@ -186,7 +245,9 @@ apply_durable(struct crash_disk *disk, const struct crash_io *c, const struct su
 static void
 free_io(struct crash_io *c)
 {
-    free(c->data);
+    for (uint64_t i = 0; i < c->nr_pages; i++)
+        crash_page_put(c->pages[i]);
+    free(c->pages);
     free(c->some);
     free(c);
 }
@@ -234,16 +295,56 @@ keep(struct crash_disk *disk, struct crash_io *c)
         settle(disk, TAILQ_FIRST(&disk->kept), NULL);
 }
 
-static void
-check_unchanged(const struct crash_io *c)
-{
-    char sector[SECTOR_SIZE];
+enum { COPY_IN, COMPARE, COPY_OUT, SPOIL };
 
-    for (uint64_t at = 0; c->op == DEVICE_WRITE && at < c->len; at += SECTOR_SIZE) {
-        device_iov_to_buf(c->io, at, sector, SECTOR_SIZE);
-        /* The submitter has changed its buffer before the write was done. */
-        THIN_ASSERT(memcmp(sector, c->data + at, SECTOR_SIZE) == 0);
+/* Walks the request's pieces and the disk's pages side by side. */
+static void
+walk_pieces(const struct crash_io *c, const struct crash_image *image, int what)
+{
+    static const char nothing[CRASH_PAGE_BYTES];
+    const struct device_io *io = c->io;
+    uint64_t at = c->offset, end = c->offset + c->len, skip = 0;
+
+    for (unsigned i = 0; at < end;) {
+        size_t n = min_u64(CRASH_PAGE_BYTES - at % CRASH_PAGE_BYTES, end - at);
+        char *piece;
+        const char *page;
+
+        THIN_ASSERT(i < io->nr_iov);
+        piece = (char *)io->iov[i].iov_base + skip;
+        n = min_u64(n, io->iov[i].iov_len - skip);
+        if (n == 0) {
+            i++;
+            skip = 0;
+            continue;
+        }
+        if (what == COPY_IN) {
+            memcpy(byte_data(c, at), piece, n);
+        } else if (what == COMPARE) {
+            /* The submitter has changed its buffer before the write was done. */
+            THIN_ASSERT(memcmp(byte_data(c, at), piece, n) == 0);
+        } else if (what == COPY_OUT) {
+            page = crash_image_page(image, at / CRASH_PAGE_BYTES);
+            memcpy(piece, page ? page + at % CRASH_PAGE_BYTES : nothing, n);
+        } else {
+            memset(piece, BUFFER_STALE, n);
+        }
+        at += n;
+        skip += n;
     }
+}
+
+/* A copy of what is written, made at submission. */
+static void
+take_data(struct crash_io *c)
+{
+    uint64_t first = c->offset / CRASH_PAGE_BYTES;
+
+    c->nr_pages = div_up_u64(c->offset + c->len, CRASH_PAGE_BYTES) - first;
+    c->pages = zeroed(c->nr_pages, sizeof(struct crash_page *));
+    for (uint64_t i = 0; i < c->nr_pages; i++)
+        c->pages[i] = crash_page_create(NULL);
+    walk_pieces(c, NULL, COPY_IN);
 }
 
 static int
@@ -251,7 +352,8 @@ end_change(struct crash_disk *disk, struct crash_io *c, int r)
 {
     struct device_io *io = c->io;
 
-    check_unchanged(c);
+    if (c->op == DEVICE_WRITE)
+        walk_pieces(c, NULL, COMPARE);
     if (r == 0 && draw_error(disk, disk->params.write_error_ppm))
         r = -EIO;
     if (r == 0 && (c->flags & DEVICE_FUA) &&
@@ -276,9 +378,14 @@ end_discard(struct crash_disk *disk, struct crash_io *c, int r)
         return r;
     }
     if (what == 1) {
-        c->data = malloc(c->len);
-        THIN_ASSERT(c->data);
-        memset(c->data, RUBBISH, c->len);
+        uint64_t first = c->offset / CRASH_PAGE_BYTES;
+
+        c->nr_pages = div_up_u64(c->offset + c->len, CRASH_PAGE_BYTES) - first;
+        c->pages = zeroed(c->nr_pages, sizeof(struct crash_page *));
+        for (uint64_t i = 0; i < c->nr_pages; i++) {
+            c->pages[i] = crash_page_create(NULL);
+            memset(crash_page_bytes(c->pages[i]), RUBBISH, CRASH_PAGE_BYTES);
+        }
     }
     keep(disk, c);
     return 0;
@@ -287,14 +394,10 @@ end_discard(struct crash_disk *disk, struct crash_io *c, int r)
 static int
 end_read(struct crash_disk *disk, struct crash_io *c, int r)
 {
-    char sector[SECTOR_SIZE];
-
     if (r == 0 && draw_error(disk, disk->params.read_error_ppm))
         r = -EIO;
-    for (uint64_t at = 0; r == 0 && at < c->len; at += SECTOR_SIZE) {
-        crash_image_read(&disk->live, c->offset + at, sector, SECTOR_SIZE);
-        device_iov_from_buf(c->io, at, sector, SECTOR_SIZE);
-    }
+    if (r == 0)
+        walk_pieces(c, &disk->live, COPY_OUT);
     return r;
 }
 
@@ -407,7 +510,6 @@ crash_submit(struct device *dev, struct device_io *io)
 {
     struct crash_disk *disk = container_of(dev, struct crash_device, base)->disk;
     struct crash_io *c = zeroed(0, sizeof(*c));
-    char stale[SECTOR_SIZE];
     int r;
 
     *c = (struct crash_io){
@@ -422,14 +524,10 @@ crash_submit(struct device *dev, struct device_io *io)
     };
     disk->nr_ios++;
     disk->nr_op[io->op]++;
-    if (io->op == DEVICE_WRITE) {
-        c->data = malloc(io->len);
-        THIN_ASSERT(c->data);
-        device_iov_to_buf(io, 0, c->data, io->len);
-    }
-    memset(stale, BUFFER_STALE, sizeof(stale));
-    for (uint64_t at = 0; io->op == DEVICE_READ && at < io->len; at += SECTOR_SIZE)
-        device_iov_from_buf(io, at, stale, SECTOR_SIZE);
+    if (io->op == DEVICE_WRITE)
+        take_data(c);
+    else if (io->op == DEVICE_READ)
+        walk_pieces(c, NULL, SPOIL);
     TAILQ_INSERT_TAIL(&disk->running, c, link);
     r = loop_timer_set(dev->loop, &c->timer, loop_now_ns(dev->loop) + draw_latency(disk));
     THIN_ASSERT(r == 0);
@@ -637,6 +735,12 @@ void
 crash_disk_read(const struct crash_disk *disk, uint64_t offset, void *buf, uint64_t len)
 {
     crash_image_read(&disk->live, offset, buf, len);
+}
+
+const void *
+crash_disk_page(const struct crash_disk *disk, uint64_t index)
+{
+    return crash_image_page(&disk->live, index);
 }
 
 void

@@ -82,6 +82,8 @@ uint64_t crash_disk_size(const struct crash_disk *disk);
 /* What a read would give now; what is durable for certain. Any length, inside the size. */
 void crash_disk_read(const struct crash_disk *disk, uint64_t offset, void *buf,
                      uint64_t len);
+/* 4 KiB of what a read would give; NULL for a hole. Until the next change. */
+const void *crash_disk_page(const struct crash_disk *disk, uint64_t index);
 void crash_disk_read_durable(const struct crash_disk *disk, uint64_t offset, void *buf,
                              uint64_t len);
 /* Puts bytes there, durable, past every rule. Whole sectors. */

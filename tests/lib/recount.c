@@ -29,7 +29,7 @@ struct map {
 };
 
 struct walk {
-    struct device *dev;
+    const struct recount_source *source;
     struct recount *ret;
     struct map metadata, data;
 };
@@ -73,12 +73,12 @@ read_block(struct walk *w, enum block_kind kind, mblock_t b)
     struct thin_error err;
     const uint8_t *page;
 
-    if (b >= w->dev->size / METADATA_BLOCK_SIZE ||
+    if (b >= w->source->size / METADATA_BLOCK_SIZE ||
         (w->metadata.nr && b >= w->metadata.nr)) {
         wrong(w, "pointer to block %" PRIu64 " beyond the end", b);
         return NULL;
     }
-    page = device_mem_page(w->dev, b);
+    page = w->source->page(w->source->arg, b);
     if (!page) {
         wrong(w, "block %" PRIu64 " was never written", b);
         return NULL;
@@ -296,6 +296,13 @@ struct stored {
     uint64_t nr_bitmaps, nr_overflow;
 };
 
+/* 32 counts that begin at `e`, a multiple of 32. */
+static bool
+bitmap_word_is_zero(const uint8_t *bitmap, uint32_t e)
+{
+    return load_le64(bitmap + BITMAP_HEADER_BYTES + e / 4) == 0;
+}
+
 static int
 read_bitmap(struct stored *s, uint64_t index, const struct index_entry *entry)
 {
@@ -309,8 +316,18 @@ read_bitmap(struct stored *s, uint64_t index, const struct index_entry *entry)
         return wrong(s->w, "%s bitmaps are not numbered in a row", s->name);
     s->w->metadata.wanted[entry->blocknr]++;
     for (uint32_t i = 0; i < BITMAP_ENTRIES; i++) {
-        unsigned count = bitmap_get(bitmap, i);
+        unsigned count;
 
+        /* Eight bytes of zeros are 32 free blocks, most of a small pool's bitmap. */
+        if (i % 32 == 0 && base + i >= s->map->nr && i + 32 <= BITMAP_ENTRIES &&
+            bitmap_word_is_zero(bitmap, i)) {
+            nr_free += 32;
+            if (first_free == BITMAP_ENTRIES)
+                first_free = i;
+            i += 31;
+            continue;
+        }
+        count = bitmap_get(bitmap, i);
         if (count == 0) {
             nr_free++;
             if (first_free == BITMAP_ENTRIES)
@@ -457,7 +474,7 @@ walk_image(struct walk *w, const struct recount_visitor *visitor)
     if (!superblock_is_thin(block))
         return wrong(w, "no magic in block 0");
     superblock_decode(sb, block);
-    if (sb->metadata_sm.nr_blocks > w->dev->size / METADATA_BLOCK_SIZE)
+    if (sb->metadata_sm.nr_blocks > w->source->size / METADATA_BLOCK_SIZE)
         return wrong(w, "the metadata map is larger than the device");
     if (sb->data_sm.nr_blocks > 1ull << 28)
         return wrong(w, "too many data blocks for a recount in memory");
@@ -483,10 +500,10 @@ walk_image(struct walk *w, const struct recount_visitor *visitor)
 }
 
 int
-recount_image(struct device *mem, const struct recount_visitor *visitor,
+recount_pages(const struct recount_source *source, const struct recount_visitor *visitor,
               struct recount *ret)
 {
-    struct walk w = {.dev = mem, .ret = ret};
+    struct walk w = {.source = source, .ret = ret};
     int r;
 
     memset(ret, 0, sizeof(*ret));
@@ -496,4 +513,20 @@ recount_image(struct device *mem, const struct recount_visitor *visitor,
     free(w.data.wanted);
     free(w.data.stored);
     return r;
+}
+
+static const void *
+device_page(void *arg, uint64_t index)
+{
+    return device_mem_page(arg, index);
+}
+
+int
+recount_image(struct device *mem, const struct recount_visitor *visitor,
+              struct recount *ret)
+{
+    const struct recount_source source = {
+        .page = device_page, .arg = mem, .size = mem->size};
+
+    return recount_pages(&source, visitor, ret);
 }

@@ -42,4 +42,14 @@ struct recount {
 int recount_image(struct device *mem, const struct recount_visitor *visitor,
                   struct recount *ret);
 
+/* As recount_image, of an image that lies elsewhere: `page` gives 4 KiB, NULL for a hole
+   that was never written. */
+struct recount_source {
+    const void *(*page)(void *arg, uint64_t index);
+    void *arg;
+    uint64_t size; /* bytes */
+};
+int recount_pages(const struct recount_source *source,
+                  const struct recount_visitor *visitor, struct recount *ret);
+
 #endif

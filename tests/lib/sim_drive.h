@@ -1,0 +1,118 @@
+/*
+ * Clients that work a pool with all it can do, all from one seed, and the comparison of
+ * the pool with the model that they keep (sim_model). The devices are the caller's.
+ *
+ *   sim_init ─► sim_open ─► sim_work ... ─► sim_close | power cut, sim_abandon
+ *                  ▲                                        │
+ *                  └─────────── sim_open ◄──────────────────┘ ─► sim_verify
+ *
+ * A mistake of the pool ends the program with words that begin with the seed.
+ */
+#ifndef THIN_TESTS_LIB_SIM_DRIVE_H
+#define THIN_TESTS_LIB_SIM_DRIVE_H
+
+#include "core/base/log.h"
+#include "core/base/random.h"
+#include "core/pool/pool.h"
+#include "tests/lib/recount.h"
+#include "tests/lib/sim_loop.h"
+#include "tests/lib/sim_model.h"
+
+#define SIM_DEPTH     12u /* requests in flight */
+#define SIM_MARKS     64u
+#define SIM_STEPS_MAX 3000000u
+
+/* How often what is done, drawn anew for each seed: some seeds do without some. */
+struct sim_mix {
+    unsigned read, look, write, zeroes, discard, flush, prefetch, commit; /* weights */
+    unsigned whole;   /* of 100: requests in whole blocks */
+    unsigned part;    /* of 100: requests that begin or end inside a sector */
+    unsigned fua;     /* of 100 */
+    unsigned changes; /* of 1000 turns */
+    unsigned change[SIM_CHANGE_KINDS]; /* weights */
+    unsigned grow, snap_metadata;      /* of 100 changes */
+    unsigned hot;                      /* of 100: requests that go to one small place */
+};
+
+struct sim_client {
+    struct volume *volume;
+    bool opening, fenced;
+    bool lossy; /* a roll-back may have taken what was acknowledged */
+    unsigned in_flight, reads;
+};
+
+struct sim {
+    uint64_t seed;
+    struct thin_random rng;
+    struct thin_loop *loop;
+    struct sim_model model;
+    struct sim_mix mix;
+    struct sim_client clients[SIM_VOLUMES];
+
+    struct pool *pool;
+    struct pool_config config;
+    bool call_ended, rolled_back, cut;
+    bool faulty; /* the devices have failed, or may, since the pool was opened */
+    int call_result;
+    uint64_t incarnation;
+    unsigned ops_in_flight, changes_in_flight;
+    uint64_t next_value, next_name;
+    uint64_t hot_at;
+    uint64_t data_size, data_size_max, metadata_size_max;
+    struct { /* the last answer given while the pool said `change` */
+        uint64_t change, at;
+    } marks[SIM_MARKS];
+    uint64_t hash; /* of all answers */
+    uint64_t nr_ops, nr_changes, nr_rollbacks, nr_looks;
+};
+
+_Noreturn void sim_die(const struct sim *sim, const char *fmt, ...) PRINTF_LIKE(2, 3);
+
+/* Draws the mix. The loop is made and destroyed here. */
+void sim_init(struct sim *sim, uint64_t seed);
+void sim_fini(struct sim *sim);
+
+/* ---- the pool ----------------------------------------------------------------------------- */
+
+/* Begins; sim->call_ended when it is over, with sim->call_result. Takes the devices. */
+void sim_open_begin(struct sim *sim, struct device *data, struct device *metadata,
+                    bool format);
+/* Steps until sim->call_ended. */
+void sim_wait_call(struct sim *sim, const char *what);
+/* After a successful open: limits, incarnation. */
+void sim_opened(struct sim *sim);
+/* Every request must end; `answer` also those of a pool in which faults are over. */
+void sim_drain(struct sim *sim);
+/* Closes by force: after a power cut, or in the middle of everything. */
+void sim_abandon(struct sim *sim);
+/* Closes as one should: 0, or the pool's word. What was answered is durable after 0. */
+int sim_close(struct sim *sim);
+/* What the pool says is durable is durable: before a power cut. */
+void sim_heed_marks(struct sim *sim);
+
+/* Compares names, sizes and contents, decides open changes, and fixes what was found. */
+void sim_verify(struct sim *sim);
+/* After a roll-back, while the pool serves on, reading: volumes without open changes. */
+void sim_verify_rolled_back(struct sim *sim);
+
+/* Recounts the metadata of a disk; a disk without a superblock is passed over. */
+void sim_recount(struct sim *sim, const struct recount_source *source);
+
+/* ---- clients (sim_clients.c, sim_changes.c) ------------------------------------------------- */
+
+/* So many turns: a request, a change, an open, or a step of the loop. Ends early when
+   the pool has rolled back, and after `steps` turns. */
+void sim_work(struct sim *sim, uint64_t steps);
+
+/* For the files behind this header. */
+void sim_op_start(struct sim *sim, unsigned slot);
+void sim_change_start(struct sim *sim);
+void sim_client_open(struct sim *sim, unsigned slot);
+void sim_client_close(struct sim *sim, unsigned slot);
+/* Writes beyond this are not made: the smaller size while one changes. */
+uint64_t sim_usable(const struct sim *sim, unsigned slot);
+void sim_note(struct sim *sim, uint64_t what);
+/* True if a request may fail so; ends the program otherwise. */
+void sim_judge_error(struct sim *sim, int result, const char *what, unsigned slot);
+
+#endif
