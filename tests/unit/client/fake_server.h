@@ -71,6 +71,7 @@ struct fake_server {
     int refuse_hello;        /* code */
     int fail_writes;         /* code */
     int fail_open;           /* code for reopening */
+    uint32_t keepalive_ms;   /* 0: 300 */
     bool deaf;               /* reads nothing, answers nothing */
     bool bad_crc;            /* of read payloads */
     bool nonsense;           /* replies to slots that do not wait */
@@ -234,7 +235,7 @@ fake_hello(struct fake_server *s, const Thin__Request *q)
     hello.slots = FAKE_SLOTS;
     hello.max_payload = 1u << 20;
     hello.max_bytes_in_flight = 2u << 20;
-    hello.keepalive_ms = 300;
+    hello.keepalive_ms = s->keepalive_ms ? s->keepalive_ms : 300;
     hello.lease_ms = 1000;
     hello.server_version = version;
     reply.body_case = THIN__REPLY__BODY_HELLO;

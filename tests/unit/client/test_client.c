@@ -41,7 +41,7 @@ turn(int wait_ms)
 /* Until *flag, 5 s at most: nothing here takes that long. */
 #define RUN_UNTIL(condition)                                              \
     do {                                                                  \
-        uint64_t end_ = now_ms() + 5000;                                  \
+        uint64_t end_ = now_ms() + 20000;                                 \
         while (!(condition)) {                                            \
             turn(1);                                                      \
             ck_assert_msg(now_ms() < end_, "never true: %s", #condition); \
@@ -582,6 +582,8 @@ START_TEST(a_slow_link_is_not_a_dead_one)
     uint64_t begin = now_ms();
     ssize_t n;
 
+    /* Long enough that a busy machine does not look like a dead link. */
+    server->keepalive_ms = 2000;
     open_now();
     fill(out, sizeof(out));
     server->deaf = true;
@@ -590,11 +592,11 @@ START_TEST(a_slow_link_is_not_a_dead_one)
         n = channel_read(server->channel, server->in + server->in_len, 15000, NULL);
         ck_assert(n > 0 || n == -EAGAIN);
         server->in_len += n > 0 ? (size_t)n : 0;
-        usleep(15000);
+        usleep(60000);
         turn(0);
-        ck_assert_uint_lt(now_ms() - begin, 10000);
+        ck_assert_uint_lt(now_ms() - begin, 60000);
     }
-    ck_assert_uint_gt(now_ms() - begin, 600); /* twice the keepalive */
+    ck_assert_uint_gt(now_ms() - begin, 4000); /* twice the keepalive */
     server->deaf = false;
     fake_parse(server);
     ck_assert_int_eq(finish(&o), 0);
