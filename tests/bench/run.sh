@@ -71,3 +71,7 @@ job "1M read, depth 8" - - --rw=read --bs=1M --iodepth=8
 job "1M write, depth 8" - - --rw=write --bs=1M --iodepth=8
 thincli pool close bench
 thin_check -q "$W/meta" || { echo "bench: thin_check finds faults" >&2; exit 1; }
+
+# ---- the offline tools -------------------------------------------------------------------
+echo
+"$(dirname "$0")/bench-thinmeta.sh"
