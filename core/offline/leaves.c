@@ -9,6 +9,7 @@
 #include "core/ondisk/node.h"
 
 #define DEPTH_MAX 12u
+#define JUDGED    1 /* among the codes of a window */
 
 void
 leaf_list_fini(struct leaf_list *list)
@@ -184,16 +185,42 @@ compare_slots(const void *pa, const void *pb)
     return (a->block > b->block) - (a->block < b->block);
 }
 
+/* All that can be said of a leaf without its parents. */
+static int
+judge_contents(const struct tree_shape *tree, mblock_t block, const uint8_t *data,
+               struct thin_error *err)
+{
+    int r = block_check(BLOCK_NODE, data, block, err);
+
+    if (r == 0)
+        r = node_judge(data, tree->value_size, err);
+    if (r == 0 && !node_is_leaf(data))
+        r = thin_fail(err, -THIN_E_BAD_BLOCK,
+                      "node %" PRIu64 " is internal where a leaf should be", block);
+    return r;
+}
+
+/* Nothing is judged here but what enters the cache: faults are told in order of keys. */
 static int
 slot_seen(void *arg, size_t index, const uint8_t *data, int code)
 {
     struct leaf_cursor *cur = arg;
+    struct leaf_cache *cache = cur->tree->cache;
+    mblock_t block = cur->slots[index].block;
     uint32_t place = cur->slots[index].place;
 
     cur->codes[place] = code;
-    if (data)
-        memcpy(cur->bytes + (size_t)place * METADATA_BLOCK_SIZE, data,
-               METADATA_BLOCK_SIZE);
+    if (!data)
+        return 0;
+    cur->data[place] = cache && judge_contents(cur->tree, block, data, NULL) == 0
+                           ? leaf_cache_put(cache, block, data)
+                           : NULL;
+    if (cur->data[place]) {
+        cur->codes[place] = JUDGED;
+        return 0;
+    }
+    cur->data[place] = memcpy(cur->bytes + (size_t)place * METADATA_BLOCK_SIZE, data,
+                              METADATA_BLOCK_SIZE);
     return 0;
 }
 
@@ -201,22 +228,30 @@ static int
 fill_window(struct leaf_cursor *cur)
 {
     const struct leaf_ref *refs = cur->list->refs + cur->at;
+    struct leaf_cache *cache = cur->tree->cache;
     size_t left = cur->list->nr - cur->at;
     size_t nr = left < LEAVES_WINDOW ? left : LEAVES_WINDOW;
+    size_t missing = 0;
     bool sorted = true;
 
+    if (cache)
+        leaf_cache_next_window(cache);
     for (size_t i = 0; i < nr; i++) {
-        cur->slots[i] = (struct leaf_slot){refs[i].block, (uint32_t)i};
-        if (i && refs[i].block < refs[i - 1].block)
+        cur->data[i] = cache ? leaf_cache_find(cache, refs[i].block) : NULL;
+        cur->codes[i] = JUDGED;
+        if (cur->data[i])
+            continue;
+        if (missing && refs[i].block < cur->slots[missing - 1].block)
             sorted = false;
+        cur->slots[missing++] = (struct leaf_slot){refs[i].block, (uint32_t)i};
     }
     if (!sorted)
-        qsort(cur->slots, nr, sizeof(*cur->slots), compare_slots);
-    for (size_t i = 0; i < nr; i++)
+        qsort(cur->slots, missing, sizeof(*cur->slots), compare_slots);
+    for (size_t i = 0; i < missing; i++)
         cur->blocks[i] = cur->slots[i].block;
     cur->begin = cur->at;
     cur->end = cur->at + nr;
-    return source_read_many(cur->tree->src, cur->blocks, nr, slot_seen, cur);
+    return source_read_many(cur->tree->src, cur->blocks, missing, slot_seen, cur);
 }
 
 static int
@@ -231,12 +266,7 @@ judge_leaf(const struct tree_shape *tree, const struct leaf_ref *ref, const uint
         return thin_fail(err, -THIN_E_BAD_BLOCK,
                          "a pointer to block %" PRIu64 ", outside 1 to %" PRIu64,
                          ref->block, tree->nr_blocks - 1);
-    r = block_check(BLOCK_NODE, data, ref->block, err);
-    if (r == 0)
-        r = node_judge(data, tree->value_size, err);
-    if (r == 0 && !node_is_leaf(data))
-        r = thin_fail(err, -THIN_E_BAD_BLOCK,
-                      "node %" PRIu64 " is internal where a leaf should be", ref->block);
+    r = code == JUDGED ? 0 : judge_contents(tree, ref->block, data, err);
     return r < 0 ? r : judge_range(ref, data, err);
 }
 
@@ -252,10 +282,11 @@ leaf_cursor_init(struct leaf_cursor *cur, const struct tree_shape *tree,
     if (n == 0)
         return 0;
     cur->bytes = malloc(n * METADATA_BLOCK_SIZE);
+    cur->data = calloc(n, sizeof(*cur->data));
     cur->codes = calloc(n, sizeof(*cur->codes));
     cur->slots = malloc(n * sizeof(*cur->slots));
     cur->blocks = malloc(n * sizeof(*cur->blocks));
-    if (!cur->bytes || !cur->codes || !cur->slots || !cur->blocks)
+    if (!cur->bytes || !cur->data || !cur->codes || !cur->slots || !cur->blocks)
         return thin_fail_code(err, -ENOMEM, "read a tree");
     return 0;
 }
@@ -264,6 +295,7 @@ void
 leaf_cursor_fini(struct leaf_cursor *cur)
 {
     free(cur->bytes);
+    free(cur->data);
     free(cur->codes);
     free(cur->slots);
     free(cur->blocks);
@@ -283,7 +315,7 @@ leaf_cursor_next(struct leaf_cursor *cur, const struct leaf_ref **ret_ref,
             r = fill_window(cur);
         if (r < 0)
             return r;
-        data = cur->bytes + (cur->at - cur->begin) * METADATA_BLOCK_SIZE;
+        data = cur->data[cur->at - cur->begin];
         r = judge_leaf(cur->tree, ref, data, cur->codes[cur->at - cur->begin], err);
         cur->at++;
         if (r == 0) {

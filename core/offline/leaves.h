@@ -9,6 +9,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "core/offline/leaf_cache.h"
 #include "core/offline/source.h"
 
 #define LEAVES_WINDOW 1024u /* leaves read ahead at once: 4 MiB */
@@ -36,6 +37,7 @@ struct tree_shape {
     /* Lenient: told of each node left out, in order of keys within a call; may be NULL. */
     void (*skipped)(void *arg, const struct leaf_ref *ref);
     void *skipped_arg;
+    struct leaf_cache *cache; /* for one cursor at a time; may be NULL */
 };
 
 /*
@@ -65,7 +67,8 @@ struct leaf_cursor {
     size_t at;         /* next leaf of the list */
     size_t begin, end; /* what the window holds */
     uint8_t *bytes;
-    int *codes;
+    const uint8_t **data; /* into `bytes`, or the cache */
+    int *codes;           /* of reading; 1: judged already */
     struct leaf_slot *slots;
     mblock_t *blocks;
 };

@@ -302,13 +302,14 @@ live_read_device(struct live_pool *pool, const struct tree_shape *tree,
 
 static int
 read_device(struct live_pool *pool, const struct live_options *opts,
-            const struct live_device *dev, const struct ir_visitor *visitor, void *arg,
-            struct thin_error *err)
+            struct leaf_cache *cache, const struct live_device *dev,
+            const struct ir_visitor *visitor, void *arg, struct thin_error *err)
 {
     struct tree_shape tree = live_mapping_tree(pool, opts->lenient);
     struct ir_device ir;
     int r;
 
+    tree.cache = cache;
     live_ir_device(dev, &ir);
     r = visitor->device_begin(arg, &ir);
     if (r >= 0 && !opts->skip_mappings)
@@ -323,8 +324,13 @@ live_feed(struct live_pool *pool, const struct live_options *opts,
           const struct ir_visitor *visitor, void *arg, struct thin_error *err)
 {
     struct ir_superblock ir;
-    int r;
+    struct leaf_cache cache;
+    int r = leaf_cache_init(&cache, pool->nr_blocks);
 
+    if (r < 0) {
+        leaf_cache_fini(&cache);
+        return thin_fail_code(err, r, "read the metadata");
+    }
     live_ir_superblock(pool, &ir);
     r = visitor->superblock(arg, &ir);
     for (size_t i = 0; i < pool->nr_devices && r >= 0; i++) {
@@ -336,8 +342,9 @@ live_feed(struct live_pool *pool, const struct live_options *opts,
             continue; /* lenient only: nobody can use it without */
         r = source_tick(pool->src, "devices", i, pool->nr_devices);
         if (r >= 0)
-            r = read_device(pool, opts, dev, visitor, arg, err);
+            r = read_device(pool, opts, &cache, dev, visitor, arg, err);
     }
+    leaf_cache_fini(&cache);
     return r < 0 ? r : visitor->end(arg);
 }
 

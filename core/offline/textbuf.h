@@ -9,6 +9,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "core/base/bytes.h"
+
 #define TEXTBUF_BYTES (1u << 20)
 #define TEXTBUF_LINE  1024u /* no single piece of text is longer */
 
@@ -46,25 +48,25 @@ textbuf_line(struct textbuf *t)
 
 void textbuf_text(struct textbuf *t, const char *s); /* cut at TEXTBUF_LINE / 2 */
 
-/* A number in decimal. */
+/* A number in decimal: the first one to four digits, then four at a time. All stores are
+   of one size, straight to their place, and copy more than they keep. */
 static inline void
 textbuf_u64(struct textbuf *t, uint64_t v)
 {
-    char tmp[20];
-    char *p = tmp + sizeof(tmp);
-    size_t n;
+    uint16_t groups[5];
+    unsigned n = 0, skip;
 
     while (v >= 10000) {
-        p -= 4;
-        memcpy(p, t->four[v % 10000], 4);
+        groups[n++] = (uint16_t)(v % 10000);
         v /= 10000;
     }
-    p -= 4;
-    memcpy(p, t->four[v], 4);
-    p += v >= 1000 ? 0 : v >= 100 ? 1 : v >= 10 ? 2 : 3;
-    n = (size_t)(tmp + sizeof(tmp) - p);
-    memcpy(t->at, p, n);
-    t->at += n;
+    skip = (v < 1000) + (v < 100) + (v < 10);
+    store_le32(t->at, load_le32(t->four[v]) >> 8 * skip);
+    t->at += 4 - skip;
+    while (n) {
+        memcpy(t->at, t->four[groups[--n]], 4);
+        t->at += 4;
+    }
 }
 
 #endif
