@@ -4,6 +4,7 @@
 
 #include "core/base/checked.h"
 #include "core/base/cleanup.h"
+#include "core/base/seeded_bug.h"
 #include "core/metadata/metadata_private.h"
 
 #define DEVICES_MAX (DEV_ID_MAX + 1ull)
@@ -155,6 +156,8 @@ metadata_cut(struct metadata *md, void (*finish_trailer)(void *arg, uint8_t *sup
     }
     *ret_txn = tm_cut(md->tm);
     THIN_ASSERT(*ret_txn == md->txn);
+    if (seeded_bug(SEEDED_REUSE_IN_CUT))
+        sm_durable(md->data_sm, *ret_txn, NULL, NULL);
     md->txn++;
     md->now.changed = false;
     *ret_superblock = md->sb_block;

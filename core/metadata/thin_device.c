@@ -9,6 +9,7 @@
 #include <stdlib.h>
 
 #include "core/base/log.h"
+#include "core/base/seeded_bug.h"
 #include "core/metadata/metadata_private.h"
 
 /* ---- the cache -------------------------------------------------------------------- */
@@ -456,7 +457,7 @@ metadata_create_snap(struct metadata *md, uint32_t id, uint32_t origin,
                              "no snapshot time is left: the pool's clock is at %u, its "
                              "highest",
                              POOL_TIME_MAX);
-        md->now.sb.time++;
+        md->now.sb.time += seeded_bug(SEEDED_TIME_STANDS) ? 0 : 1;
         dev->now.times_end = md->now.sb.time;
     }
     r = tm_inc(md->tm, dev->now.root, 1, err);

@@ -7,6 +7,7 @@
 
 #include "core/base/assert.h"
 #include "core/base/checked.h"
+#include "core/base/seeded_bug.h"
 #include "core/persist/bm_private.h"
 #include "core/persist/tm_private.h"
 
@@ -296,6 +297,7 @@ release(struct transaction_manager *tm)
 {
     uint64_t txn = released_up_to(tm);
 
+    txn += seeded_bug(SEEDED_EARLY_REUSE) ? 1 : 0;
     while (tm->nr_freed && tm->freed[tm->freed_head].txn <= txn) {
         bitset_clear(&tm->pending, tm->freed[tm->freed_head].block);
         tm->core.nr_pending--;

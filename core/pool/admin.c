@@ -8,6 +8,7 @@
 #include "core/base/assert.h"
 #include "core/base/cleanup.h"
 #include "core/base/log.h"
+#include "core/base/seeded_bug.h"
 
 static void pump(struct admin *admin);
 static void job_begin(struct admin_job *job);
@@ -298,6 +299,10 @@ job_write(struct admin_job *job)
 {
     struct catalogue *cat = job->pool->catalogue;
 
+    if (seeded_bug(SEEDED_CATALOGUE_LOST)) {
+        job_operate(job);
+        return;
+    }
     memset(&job->io, 0, sizeof(job->io));
     job->io.done = job_written;
     job->io.pool = job->pool;

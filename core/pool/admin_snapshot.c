@@ -6,6 +6,7 @@
 #include "core/base/assert.h"
 #include "core/base/checked.h"
 #include "core/base/cleanup.h"
+#include "core/base/seeded_bug.h"
 #include "core/pool/admin_private.h"
 
 /* ---- waiting for the origins' older writes ---------------------------------------------------- */
@@ -29,6 +30,8 @@ static bool
 snapshot_after(struct admin_job *job)
 {
     job->nr_quiescing = 0;
+    if (seeded_bug(SEEDED_SNAPSHOT_EARLY))
+        return false;
     for (uint32_t i = 0; i < job->nr_snaps; i++) {
         struct admin_snap *snap = &job->snaps[i];
         struct volume_core *core = volume_core_find(job->pool, snap->origin_id);

@@ -7,6 +7,7 @@
 #include "core/base/assert.h"
 #include "core/base/bytes.h"
 #include "core/base/cleanup.h"
+#include "core/base/seeded_bug.h"
 #include "core/pool/catalogue_private.h"
 
 static void
@@ -141,7 +142,8 @@ catalogue_reload(struct pool *pool, void (*done)(struct pool *pool, int result,
     struct catalogue *cat = pool->catalogue;
 
     cat->reloaded = done;
-    cat->incarnation = random_u64(&pool->rng);
+    if (!seeded_bug(SEEDED_INCARNATION_KEPT))
+        cat->incarnation = random_u64(&pool->rng);
     catalogue_load(cat, true, (struct pool_done){reloaded, cat});
 }
 

@@ -3,6 +3,7 @@
  * who wait for him. Found by volume and aligned stretch: no cell crosses one, since
  * runs are provisioned inside a window's stretch.
  */
+#include "core/base/seeded_bug.h"
 #include "core/pool/io_private.h"
 
 static struct cell_list *
@@ -135,7 +136,7 @@ cell_wait_rmw(struct volume_frag *frag, uint64_t begin, uint64_t end)
 {
     struct cell *cell;
 
-    if (!frag->core->nr_rmw)
+    if (!frag->core->nr_rmw || seeded_bug(SEEDED_NEIGHBOUR_TORN))
         return false;
     cell = rmw_find(frag->core, begin, end);
     if (!cell || cell == &frag->cell)

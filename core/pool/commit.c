@@ -8,6 +8,7 @@
  * Any failure after the merge began is a roll-back: what the transaction holds cannot be
  * made durable, and later ones stand on it.
  */
+#include "core/base/seeded_bug.h"
 #include "core/pool/io_private.h"
 
 #define PREFLUSH_BYTES \
@@ -68,6 +69,10 @@ flush_done(struct device_io *io, int result)
     pool->data_in_flight--;
     if (c->flush_epoch != pool->epoch) {
         pool_check_idle(pool);
+        return;
+    }
+    if (result < 0 && seeded_bug(SEEDED_FLUSH_RETRIED) && !pool->data->lost) {
+        flush_kick(pool);
         return;
     }
     if (result < 0) {
@@ -138,6 +143,8 @@ commit_join_seq(struct pool *pool, struct commit_wait *wait, uint64_t write_seq)
     struct committer *c = &pool->commit;
 
     wait->write_seq = wait->flush_data ? write_seq : 0;
+    if (seeded_bug(SEEDED_FLUSH_JOINED) && c->flushing)
+        wait->write_seq = min_u64(wait->write_seq, c->flush_seq);
     TAILQ_INSERT_TAIL(&c->waits, wait, link);
     if (wait_satisfied(c, wait)) {
         commit_wake(pool);
@@ -348,7 +355,10 @@ commit_cut(struct pool *pool)
     c->md_io++;
     bm_write_cut(pool->bm, cut_written, pool);
     /* All data that the cut's mappings stand for had completed before they were made. */
-    flush_want(pool, c->cut_seq);
+    if (!seeded_bug(SEEDED_MISSING_FLUSH))
+        flush_want(pool, c->cut_seq);
+    if (seeded_bug(SEEDED_PASSDOWN_EARLY))
+        metadata_durable(pool->md, c->cut_txn, space_freed, pool);
 }
 
 static void
@@ -443,10 +453,15 @@ commit_step(struct pool *pool)
             commit_merge(pool);
         break;
     case COMMIT_WRITING:
-        if (!c->blocks_written || c->flushed_seq < c->cut_seq)
+        if (!c->blocks_written ||
+            (c->flushed_seq < c->cut_seq && !seeded_bug(SEEDED_MISSING_FLUSH)))
             break;
         c->state = COMMIT_FLUSHING;
         c->md_io++;
+        if (seeded_bug(SEEDED_SUPERBLOCK_FIRST)) {
+            metadata_flushed(pool, 0);
+            break;
+        }
         bm_flush(pool->bm, metadata_flushed, pool);
         break;
     case COMMIT_FLUSHING:

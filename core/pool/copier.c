@@ -4,6 +4,7 @@
  */
 #include <stdlib.h>
 
+#include "core/base/seeded_bug.h"
 #include "core/pool/io_private.h"
 
 int
@@ -165,7 +166,8 @@ copier_start(struct volume_frag *frag)
     if (!frag_alive(frag))
         return;
     /* Writes from before the snapshot belong to both sides of the copy. */
-    if (inflight_overlaps(pool, old, old + pool->block_size, INFLIGHT_WRITE)) {
+    if (!seeded_bug(SEEDED_COPY_EARLY) &&
+        inflight_overlaps(pool, old, old + pool->block_size, INFLIGHT_WRITE)) {
         frag->resume = copier_start;
         TAILQ_INSERT_TAIL(&in->inflight_waiters, frag, link);
         return;

@@ -4,6 +4,7 @@
  */
 #include <stdlib.h>
 
+#include "core/base/seeded_bug.h"
 #include "core/pool/io_private.h"
 
 /* ---- answering ----------------------------------------------------------------------- */
@@ -324,6 +325,10 @@ io_wait_durable(struct volume_io *io)
 
     if (io->op != VOLUME_FLUSH && !(io->flags & VOLUME_FUA))
         return false;
+    if (io->op != VOLUME_FLUSH && seeded_bug(SEEDED_FUA_UNCOMMITTED))
+        txn = 0;
+    if (io->op == VOLUME_FLUSH && seeded_bug(SEEDED_FLUSH_UNCOMMITTED))
+        txn = 0;
     if ((io->state & IO_TAIL) || (!flush && !txn))
         return false;
     frag = frag_get(io, FRAG_WAIT);
@@ -457,7 +462,8 @@ io_direct(struct volume_io *io)
     if (!slot_mapped(slot) || ((io->offset | io->len) & (SECTOR_SIZE - 1)) ||
         io->nr_iov > DEVICE_IOV_MAX)
         return false;
-    if (write && (slot_shared(core, slot) || core->nr_rmw))
+    if (write &&
+        (slot_shared(core, slot) || (core->nr_rmw && !seeded_bug(SEEDED_NEIGHBOUR_TORN))))
         return false;
     for (uint64_t i = 1, end = pool->block_size - in_block; end < io->len;
          i++, end += pool->block_size) {

@@ -8,6 +8,7 @@
  *         ─ a hole of FRAG_ZEROES ─► done already
  *         ─ else cell, claim ─► provision | copier_start ─► mapper_insert ─► insert_done
  */
+#include "core/base/seeded_bug.h"
 #include "core/pool/io_private.h"
 
 #define ZERO_PIECE (32u << 20) /* bytes of one write-zeroes at the device */
@@ -15,6 +16,8 @@
 static void place(struct volume_frag *frag);
 
 /* ---- inserting ---------------------------------------------------------------------------- */
+
+static void provision(struct volume_frag *frag);
 
 static int
 insert_run(struct metaop *op, struct thin_error *err)
@@ -60,6 +63,10 @@ insert_done(struct metaop *op, int result, const struct thin_error *err)
         mapcache_set(frag->core, v + i,
                      mapping_pack(frag->claim.dblock + i, mapping_time(frag->new_value)));
     volume_core_changed(frag->core, metadata_txn(pool->md));
+    if (seeded_bug(SEEDED_MAPPING_FIRST) && frag->stage == SEEDED_MAPPING_FIRST) {
+        provision(frag);
+        return;
+    }
     space_claim_end(frag, true);
     frag_step_done(frag);
 }
@@ -86,6 +93,11 @@ provision_written(struct volume_frag *frag, int result)
         frag_end(frag, result);
         return;
     }
+    if (seeded_bug(SEEDED_MAPPING_FIRST) && frag->stage == SEEDED_MAPPING_FIRST) {
+        space_claim_end(frag, true);
+        frag_step_done(frag);
+        return;
+    }
     mapper_insert(frag);
 }
 
@@ -103,6 +115,11 @@ provision(struct volume_frag *frag)
     struct iovec *iov = frag->iov + 1;
     unsigned nr = frag->nr_iov;
 
+    if (seeded_bug(SEEDED_MAPPING_FIRST) && frag->stage == 0) {
+        frag->stage = SEEDED_MAPPING_FIRST;
+        mapper_insert(frag);
+        return;
+    }
     if (frag->claim.zero || !pool->config.zeroing)
         head = tail = 0;
     if (head > ZERO_BUFFER_BYTES || tail > ZERO_BUFFER_BYTES) {

@@ -1,4 +1,5 @@
 /* How far the pool's changes are durable, for who keeps what is not. */
+#include "core/base/seeded_bug.h"
 #include "core/pool/pool_private.h"
 
 void
@@ -8,6 +9,8 @@ pool_get_marks(struct pool *pool, struct pool_marks *ret_marks)
     /* While a roll-back goes on, a write that ends is in no transaction: whatever is
        stable, it is not. */
     ret_marks->change =
-        pool->metadata_ready ? metadata_txn(pool->md) : pool->commit.durable_txn + 1;
+        pool->metadata_ready
+            ? metadata_txn(pool->md)
+            : pool->commit.durable_txn + (seeded_bug(SEEDED_STABLE_TOO_EARLY) ? 0 : 1);
     ret_marks->incarnation = catalogue_incarnation(pool);
 }

@@ -7,6 +7,7 @@
  * Failed I/O leaves sound metadata: what is durable stands. Where a commit met damage the
  * pool is marked as needing a check, by a commit of nothing but the flag, tried once.
  */
+#include "core/base/seeded_bug.h"
 #include "core/pool/limits.h"
 
 /* Handles whose volume may have lost something. */
@@ -17,7 +18,8 @@ fence_losers(struct pool *pool)
     struct volume_core *core;
 
     TAILQ_FOREACH(core, &pool->cores, link)
-        if (core->changed_txn > c->durable_txn || core->write_seq > c->flushed_seq)
+        if (!seeded_bug(SEEDED_NOT_FENCED) &&
+            (core->changed_txn > c->durable_txn || core->write_seq > c->flushed_seq))
             volume_core_fence(core, -THIN_E_ROLLED_BACK);
 }
 
@@ -191,7 +193,8 @@ load_again(struct pool *pool, int result, const struct thin_error *err)
     /* Requests that were answered while this one waited may have lost as well. */
     fence_losers(pool);
     commit_begin_epoch(pool);
-    mapcache_drop_all(pool);
+    if (!seeded_bug(SEEDED_STALE_CACHE))
+        mapcache_drop_all(pool);
     space_reset(pool);
     next_time(pool);
 }

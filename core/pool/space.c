@@ -8,6 +8,7 @@
  */
 #include <stdlib.h>
 
+#include "core/base/seeded_bug.h"
 #include "core/pool/limits.h"
 #include "core/pool/space_private.h"
 
@@ -236,7 +237,8 @@ space_freed(void *arg, dblock_t begin, dblock_t end)
     while (begin < end) {
         /* A piece is no longer than what one discard should be. */
         dblock_t to = min_u64(end, begin + max_u64(1, DEVICE_IO_MAX / bs));
-        bool used = inflight_overlaps(pool, begin * bs, to * bs, 0);
+        bool used = inflight_overlaps(pool, begin * bs, to * bs, 0) &&
+                    !seeded_bug(SEEDED_REUSE_WHILE_READ);
         bool pass = passdown_wanted(pool);
         struct held_run *run = TAILQ_FIRST(&sp->free_runs);
 

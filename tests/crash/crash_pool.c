@@ -10,11 +10,13 @@
  */
 #include <errno.h>
 #include <inttypes.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
+#include "core/base/seeded_bug.h"
 #include "tests/lib/device_crash.h"
 #include "tests/lib/sim_drive.h"
 
@@ -164,6 +166,24 @@ close_well(struct run *run)
         power_cut(run);
 }
 
+/* After a roll-back: closed and opened again, without a power cut. */
+static void
+open_as_before(struct run *run)
+{
+    struct sim *sim = &run->sim;
+
+    if (sim_close(sim) < 0)
+        sim_die(sim, "the pool does not close after a roll-back: %s",
+                thin_error_name(sim->call_result));
+    sim->faulty = false;
+    open_begin(run, false);
+    sim_wait_call(sim, "opening the pool after a roll-back");
+    sim_opened(sim);
+    sim_verify_as_before(sim);
+    /* The disks may yet forget what a failed flush has lost. */
+    sim->faulty = sim->rolled_back = true;
+}
+
 /* ---- one seed ----------------------------------------------------------------------------------- */
 
 static void
@@ -180,9 +200,11 @@ one_round(struct run *run)
     sim_work(sim, steps);
     if (random_below(&sim->rng, 2))
         faults_end(run);
-    if (sim->rolled_back && random_below(&sim->rng, 2)) {
+    if (sim->rolling && random_below(&sim->rng, 2)) {
         faults_end(run);
         sim_verify_rolled_back(sim);
+        if (random_below(&sim->rng, 2))
+            open_as_before(run);
     }
     if (random_below(&sim->rng, 10) == 0) {
         faults_end(run);
@@ -227,6 +249,13 @@ run_seed(uint64_t seed)
     run.meta = crash_disk_create(&sim->rng, META_BLOCKS * 4096, NULL);
     run.data_params = crash_disk_params(run.data);
     run.meta_params = crash_disk_params(run.meta);
+    /* With data much slower than metadata, requests are overtaken by commits. */
+    if (random_below(&sim->rng, 2)) {
+        run.data_params->latency_min_ns = 20000;
+        run.data_params->latency_max_ns = (1 + random_below(&sim->rng, 12)) * NS_PER_MS;
+        run.meta_params->latency_min_ns = 5000;
+        run.meta_params->latency_max_ns = 400000;
+    }
     open_begin(&run, true);
     sim_wait_call(sim, "making the pool");
     sim_opened(sim);
@@ -254,8 +283,28 @@ from_environment(const char *name, uint64_t otherwise)
     return text ? strtoull(text, NULL, 0) : otherwise;
 }
 
+static struct sigaction on_abort;
+static uint64_t seed_now;
+
+/* An assertion of the engine: the seed is told as well. */
+static void
+aborted(int sig)
+{
+    (void)sig;
+    fprintf(stderr, "SEED=%" PRIu64 ": the engine has stopped itself\n", seed_now);
+}
+
+/* Names and words of the bugs that a build may have on purpose (seeded-bugs.sh). */
+static void
+list_bugs(void)
+{
+#define LIST_BUG(name, words) printf("%s %s\n", #name, words);
+    SEEDED_BUG_TABLE(LIST_BUG)
+#undef LIST_BUG
+}
+
 int
-main(void)
+main(int argc, char **argv)
 {
     bool given = getenv("SEED"), is_long = getenv("THIN_TEST_LONG");
     uint64_t wanted = from_environment("CRASHES", is_long ? CRASHES_LONG : CRASHES);
@@ -265,11 +314,20 @@ main(void)
     clock_t began = clock();
     double took;
 
+    if (argc > 1 && strcmp(argv[1], "--list-seeded-bugs") == 0) {
+        list_bugs();
+        return EXIT_SUCCESS;
+    }
+    on_abort.sa_handler = aborted;
+    sigaction(SIGABRT, &on_abort, NULL);
     tracing = getenv("TRACE");
     if (!tracing)
         thin_log_set_level((enum thin_log_level) - 1);
     for (; seed <= last && (given || nr_crashes < wanted); seed++) {
-        uint64_t hash = run_seed(seed);
+        uint64_t hash;
+
+        seed_now = seed;
+        hash = run_seed(seed);
 
         if (every == 0 || seed % every)
             continue;

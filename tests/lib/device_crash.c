@@ -7,6 +7,7 @@
 #include "core/base/assert.h"
 #include "core/base/checked.h"
 #include "core/base/cleanup.h"
+#include "core/base/seeded_bug.h"
 #include "core/device/driver.h"
 #include "tests/lib/crash_image.h"
 
@@ -44,6 +45,7 @@ struct crash_disk {
     struct thin_random *rng;
     struct crash_params params;
     uint64_t size;
+    uint64_t flushed_size; /* for a bug on purpose: growth that is not durable */
     struct crash_image live, durable;
     uint64_t *durable_seq; /* for each sector, the newest write that is durable there */
     bool *allocated;       /* for each page: a hole that has its place */
@@ -414,6 +416,8 @@ end_flush(struct crash_disk *disk, struct crash_io *c, int r)
         /* The failed flush has forgotten what it could not write. */
         settle(disk, w, r < 0 ? &s : NULL);
     }
+    if (r == 0)
+        disk->flushed_size = disk->size;
     return r;
 }
 
@@ -632,6 +636,8 @@ void
 crash_disk_cut(struct crash_disk *disk)
 {
     draw_survivors(disk, disk, disk->rng);
+    if (seeded_bug(SEEDED_SIZE_NOT_DURABLE))
+        disk->size = disk->flushed_size;
     drop_all(disk);
     if (disk->dev) {
         disk->dev->base.lost = true;
@@ -667,6 +673,7 @@ crash_disk_create(struct thin_random *rng, uint64_t size,
     crash_image_init(&disk->live, size);
     crash_image_init(&disk->durable, size);
     set_size(disk, round_down_u64(size, SECTOR_SIZE));
+    disk->flushed_size = disk->size;
     TAILQ_INIT(&disk->running);
     TAILQ_INIT(&disk->kept);
     return disk;

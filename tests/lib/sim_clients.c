@@ -282,10 +282,14 @@ sim_op_start(struct sim *sim, unsigned slot)
     op->sim = sim;
     op->slot = slot;
     op->kind = draw_kind(sim);
-    /* All of a volume is only worth a look when it is a snapshot. */
+    /* All of a volume is worth a look when it is a snapshot: soon after it was made and
+       then again, since it must stay as it was seen. */
     if (op->kind == OP_LOOK && sim->model.volumes[slot].moment == SIM_SLOT_NONE &&
         random_below(&sim->rng, 4))
         op->kind = OP_READ;
+    else if (sim->model.volumes[slot].moment != SIM_SLOT_NONE &&
+             random_below(&sim->rng, 5) == 0)
+        op->kind = OP_LOOK;
     /* How a discard ends at the volume's end depends on where that is. */
     if (op->kind == OP_DISCARD && sim->model.volumes[slot].change != SIM_CHANGE_NONE)
         op->kind = OP_READ;

@@ -124,7 +124,8 @@ event(void *arg, struct pool *pool, const char *name, const char *words)
     struct sim *sim = arg;
     struct pool_info info;
 
-    (void)words;
+    if (strcmp(name, "mode") == 0 && strcmp(words, "read-only") == 0)
+        sim->rolling = true;
     if (strcmp(name, "rolled-back") != 0)
         return;
     pool_get_info(pool, &info);
@@ -186,7 +187,7 @@ sim_open_begin(struct sim *sim, struct device *data, struct device *metadata, bo
     params.event = event;
     params.event_arg = sim;
     sim->pool = NULL;
-    sim->rolled_back = sim->cut = sim->call_ended = false;
+    sim->rolled_back = sim->rolling = sim->cut = sim->call_ended = false;
     pool_open(&params, opened, sim);
 }
 
@@ -373,6 +374,9 @@ sim_work(struct sim *sim, uint64_t steps)
         } else {
             sim_loop_step(sim->loop);
         }
+        /* So that the power goes in the middle of a roll-back, too. */
+        if (sim->rolling && random_below(&sim->rng, 40) == 0)
+            return;
     }
 }
 
@@ -525,10 +529,28 @@ sim_verify(struct sim *sim)
             compare(sim, i, true);
 }
 
+/* Of what compare has read. */
+static uint64_t
+hash_of(const struct sim *sim, unsigned slot)
+{
+    uint64_t hash = 0, word;
+
+    for (uint64_t at = 0; at < sim->model.volumes[slot].now.size; at += 8) {
+        memcpy(&word, whole + at, 8);
+        hash = (hash ^ word) * 0x9e3779b97f4a7c15u;
+        hash ^= hash >> 29;
+    }
+    return hash;
+}
+
 void
 sim_verify_rolled_back(struct sim *sim)
 {
     sim_drain(sim);
+    while (!sim->rolled_back)
+        if (!sim_loop_step(sim->loop))
+            sim_die(sim, "a roll-back has no end");
+    memset(sim->rolled, 0, sizeof(sim->rolled));
     for (unsigned i = 0; i < SIM_VOLUMES; i++) {
         struct volume *fenced;
 
@@ -539,8 +561,23 @@ sim_verify_rolled_back(struct sim *sim)
         /* Beside the old handle: what the engine remembers of the volume stays. */
         fenced = take(sim->clients[i].volume);
         compare(sim, i, false);
+        sim->rolled[i].known = true;
+        sim->rolled[i].hash = hash_of(sim, i);
         sim->clients[i].lossy = true;
         volume_close(fenced);
+    }
+}
+
+void
+sim_verify_as_before(struct sim *sim)
+{
+    for (unsigned i = 0; i < SIM_VOLUMES; i++) {
+        if (!sim->rolled[i].known)
+            continue;
+        compare(sim, i, false);
+        if (hash_of(sim, i) != sim->rolled[i].hash)
+            sim_die(sim, "volume %s held something else after the roll-back than now",
+                    sim->model.volumes[i].now.name);
     }
 }
 

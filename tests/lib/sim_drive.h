@@ -52,7 +52,8 @@ struct sim {
     struct pool *pool;
     struct pool_config config;
     bool call_ended, rolled_back, cut;
-    bool faulty; /* the devices have failed, or may, since the pool was opened */
+    bool rolling; /* a roll-back has begun, maybe not ended */
+    bool faulty;  /* the devices have failed, or may, since the pool was opened */
     int call_result;
     uint64_t incarnation;
     unsigned ops_in_flight, changes_in_flight;
@@ -62,6 +63,10 @@ struct sim {
     struct { /* the last answer given while the pool said `change` */
         uint64_t change, at;
     } marks[SIM_MARKS];
+    struct {
+        bool known;
+        uint64_t hash; /* of what it held after a roll-back */
+    } rolled[SIM_VOLUMES];
     uint64_t hash; /* of all answers */
     uint64_t nr_ops, nr_changes, nr_rollbacks, nr_looks;
 };
@@ -94,6 +99,8 @@ void sim_heed_marks(struct sim *sim);
 void sim_verify(struct sim *sim);
 /* After a roll-back, while the pool serves on, reading: volumes without open changes. */
 void sim_verify_rolled_back(struct sim *sim);
+/* The same pool opened again without a power cut: they hold what they held then. */
+void sim_verify_as_before(struct sim *sim);
 
 /* Recounts the metadata of a disk; a disk without a superblock is passed over. */
 void sim_recount(struct sim *sim, const struct recount_source *source);

@@ -1,0 +1,36 @@
+#!/bin/sh
+# Shows that the simulation finds faults: runs it over a core that has one bug on purpose
+# after the other, each must be found within SEEDS_MAX seeds; without a bug nothing is
+# found. seeded-bugs.sh PROGRAM [NAME...]
+SEEDS_MAX=${SEEDS_MAX:-1500}
+program=$1
+shift
+table=$(mktemp)
+out=$(mktemp)
+trap 'rm -f "$table" "$out"' EXIT
+"$program" --list-seeded-bugs >"$table" || exit 1
+missed=0 found=0
+
+if ! SEEDS=40 TWICE=0 CRASHES=1000000 "$program" >"$out" 2>&1; then
+	echo "without a bug the simulation fails:"
+	cat "$out"
+	exit 1
+fi
+printf '%-18s %5s  %s\n' "bug" "seeds" "found by"
+while read -r name words; do
+	if [ $# -gt 0 ]; then
+		case " $* " in *" $name "*) ;; *) continue ;; esac
+	fi
+	if THIN_SEEDED_BUG=$name SEEDS=$SEEDS_MAX TWICE=0 CRASHES=1000000 \
+		timeout 60 "$program" >"$out" 2>&1; then
+		missed=$((missed + 1))
+		echo "$name: NOT FOUND in $SEEDS_MAX seeds: $words"
+	else
+		found=$((found + 1))
+		seed=$(sed -n 's/^SEED=\([0-9]*\):.*/\1/p' "$out" | tail -n 1)
+		printf '%-18s %5s  %s\n' "$name" "${seed:-?}" \
+			"$(grep -v 'stopped itself' "$out" | tail -n 1 | sed 's/^SEED=[0-9]*: //' | cut -c1-90)"
+	fi
+done <"$table"
+echo "$found found, $missed not; at most $SEEDS_MAX seeds for each"
+[ "$missed" = 0 ] && [ "$found" -gt 0 ]
