@@ -297,6 +297,8 @@ parked_arm(struct pool *pool)
 
     TAILQ_FOREACH(io, &sp->parked, link)
         first = min_u64(first, io->deadline_ns);
+    if (sp->host_full && !TAILQ_EMPTY(&sp->parked))
+        first = min_u64(first, loop_now_ns(pool->loop) + HOST_FULL_RETRY_NS);
     if (first == UINT64_MAX)
         loop_timer_cancel(pool->loop, &sp->park_timer);
     else if (loop_timer_set(pool->loop, &sp->park_timer, first) < 0)
@@ -323,7 +325,11 @@ parked_timeout(struct thin_timer *timer)
         TAILQ_REMOVE(&late, io, link);
         io_finish(io, -THIN_E_NO_DATA_SPACE);
     }
-    parked_arm(pool);
+    /* Those that find the file system full still come back. */
+    if (sp->host_full && !TAILQ_EMPTY(&sp->parked))
+        loop_defer(pool->loop, &sp->wake_task);
+    else
+        parked_arm(pool);
 }
 
 void
@@ -432,7 +438,12 @@ space_park(struct pool *pool, struct volume_io *io)
     uint64_t ms = pool->config.no_space_timeout_ms;
     bool extends = sp->extending_metadata || space_extend(pool);
 
-    if (!extends && pool->mode == POOL_WRITE)
+    if (!extends && sp->host_full &&
+        (pool->mode == POOL_WRITE || pool->mode == POOL_OUT_OF_DATA_SPACE))
+        pool_set_mode(pool, POOL_OUT_OF_DATA_SPACE,
+                      "make room there, or delete volumes or snapshots",
+                      "the file system that holds the data file is full");
+    else if (!extends && pool->mode == POOL_WRITE)
         pool_set_mode(pool, POOL_OUT_OF_DATA_SPACE,
                       "grow the pool, or delete volumes or snapshots",
                       "no free data block is left%s",

@@ -6,6 +6,9 @@
 
 #define HELD_MAX 4096u /* runs of freed blocks that may not be handed out yet */
 
+/* While writes wait for a full file system it is asked again so often: it does not tell. */
+#define HOST_FULL_RETRY_NS NS_PER_SEC
+
 struct run {
     dblock_t begin, end;
 };
@@ -45,6 +48,7 @@ struct space {
     struct volume_io_list parked;    /* out of data space */
     struct thin_timer park_timer;
     struct thin_task wake_task;
+    bool host_full; /* the file system below had no place the last time it was asked */
     bool extending, extend_failed;                   /* the data device, by itself */
     bool extending_metadata, extend_metadata_failed; /* likewise */
     bool low_told;                                   /* of little room, once */

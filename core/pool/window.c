@@ -127,8 +127,10 @@ window_allocated(struct device_io *dio, int result)
     if (result == -ENOSPC || result == -EDQUOT) {
         /* The file system is full before anything was promised. */
         log_debug("no place for new blocks on the file system pool=%s", pool->name);
+        pool->space->host_full = true;
         window_fail(w, -THIN_E_NO_DATA_SPACE);
     } else {
+        pool->space->host_full = false;
         window_ready(w); /* what cannot be allocated ahead will tell when written */
     }
     pool_data_end(pool, false, 0);
@@ -287,6 +289,7 @@ find_nothing(struct space_window *w)
         busy = true;
     }
     if (!busy) {
+        sp->host_full = false; /* the pool itself is full */
         window_fail(w, -THIN_E_NO_DATA_SPACE);
         return;
     }

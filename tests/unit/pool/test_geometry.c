@@ -301,6 +301,43 @@ START_TEST(a_full_file_system_is_out_of_data_space_before_the_write)
 }
 END_TEST
 
+START_TEST(writes_that_wait_for_a_full_file_system_go_on_when_it_has_room)
+{
+    struct pool_params params = make_devices(256 * 65536, 128);
+    static unsigned char buf[65536];
+    struct volume *vol;
+    struct pool_info info;
+    struct rig_io rio;
+
+    params.config.on_full = POOL_QUEUE;
+    ck_ok(rig_open(&rig, &params));
+    ck_ok(rig_create(&rig, "vol", 16u << 20));
+    ck_ok(rig_volume(&rig, "vol", &vol));
+    device_fault_order(data, FAULT_FAIL, FAULT_OP(DEVICE_ALLOCATE), 1, 0, -ENOSPC, 0);
+    rig_io_start(&rig, vol, &rio, VOLUME_WRITE, 0, 8u << 20, buf, sizeof(buf));
+    sim_loop_run_until(rig.loop, loop_now_ns(rig.loop) + 5 * NS_PER_SEC);
+    ck_assert(!rio.done);
+    pool_get_info(rig.pool, &info);
+    ck_assert_int_eq(info.mode, POOL_OUT_OF_DATA_SPACE);
+    /* The pool has free blocks: who looks must learn what is full. */
+    ck_assert_msg(strstr(info.why, "file system"), "why: %s", info.why);
+    /* Nobody writes anything, grows or deletes: room came from outside. */
+    device_fault_clear(data);
+    sim_loop_run_until(rig.loop, loop_now_ns(rig.loop) + 3 * NS_PER_SEC);
+    ck_assert(rio.done);
+    ck_ok(rio.result);
+    pool_get_info(rig.pool, &info);
+    ck_assert_int_eq(info.mode, POOL_WRITE);
+
+    /* One that stays full ends the wait as any other. */
+    device_fault_order(data, FAULT_FAIL, FAULT_OP(DEVICE_ALLOCATE), 1, 0, -ENOSPC, 0);
+    ck_code(rig_write(&rig, vol, 0, buf, sizeof(buf)), NO_DATA_SPACE);
+    volume_close(vol);
+    ck_ok(rig_close(&rig, false));
+    sim_loop_destroy(rig.loop);
+}
+END_TEST
+
 START_TEST(a_pool_grows_by_itself_up_to_its_limit)
 {
     struct pool_params params = make_devices(64 * 65536, 128);
@@ -414,6 +451,7 @@ main(void)
     tcase_add_test(tcase, a_data_device_that_shrank_is_refused_with_both_sizes);
     tcase_add_test(tcase, a_device_without_a_pool_does_not_open);
     tcase_add_test(tcase, a_full_file_system_is_out_of_data_space_before_the_write);
+    tcase_add_test(tcase, writes_that_wait_for_a_full_file_system_go_on_when_it_has_room);
     tcase_add_test(tcase, a_pool_grows_by_itself_up_to_its_limit);
     tcase_add_test(tcase, metadata_grows_by_itself);
     tcase_add_test(tcase, full_metadata_refuses_writes_and_lets_discards_through);
