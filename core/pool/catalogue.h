@@ -1,24 +1,9 @@
 /*
  * The catalogue: what dm-thin has no place for. Names, virtual sizes, parents, limits,
  * attachments and the state *deleting* are records; they live in memory, and as a log of
- * pages in a hidden thin device of the pool. Its root stands in the superblock's trailer,
- * so a name and the metadata that it belongs to become durable by the same sector.
- *
- * ---- trailer: bytes 384 to 511 of the superblock, little-endian ------------------------
- *
- *     0  u64  magic           8  u8[16]  pool UUID        24  u32  version
- *    28  u32  catalogue's device id (CATALOGUE_NONE: there is no catalogue, no root)
- *    32  u64  root: address of the first page, in pages of the device's virtual space
- *    40  u32  root: number of pages                       44  u32  root: last page's CRC
- *    48  u64  root: last page's sequence
- *    56  u64  generation: how often the pool was opened   64  u64  losses since formatted
- *    72  u8[16] owner's host  88  u8[16] owner's boot    104  u32  owner's start, Unix s
- *   108  u32  flags          112  u64  zeros
- *   120  u32  stamp: superblock_stamp of the block in which the trailer stands
- *   124  u32  CRC-32C of bytes 0 to 123
- *
- * A stamp that does not fit: somebody else committed since. Fields are changed by a change
- * of the open transaction (metadata_set_trailer); stamp and CRC are filled at the cut.
+ * pages in a hidden thin device of the pool. Its root stands in the superblock's trailer
+ * (core/ondisk/trailer.h), so a name and the metadata that it belongs to become durable by
+ * the same sector.
  *
  * ---- page: 4096 bytes, little-endian ---------------------------------------------------
  *
@@ -51,7 +36,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#include "core/ondisk/superblock.h"
+#include "core/ondisk/trailer.h"
 #include "core/pool/catalogue_order.h"
 #include "core/pool/pool.h"
 
@@ -59,14 +44,8 @@
 #define CATALOGUE_HEADER_BYTES  64u
 #define CATALOGUE_PAYLOAD_BYTES (CATALOGUE_PAGE_BYTES - CATALOGUE_HEADER_BYTES)
 #define CATALOGUE_PAGE_MAGIC    0x3147504c54414354ull /* "TCATLPG1" */
-#define CATALOGUE_TRAILER_MAGIC 0x314c525454494854ull /* "THITTRL1" */
-#define CATALOGUE_VERSION       1u
-#define CATALOGUE_NONE          0xffffffffu
 #define CATALOGUE_UNKNOWN_MAX   512u /* bytes of fields that we do not know, a record */
 #define CATALOGUE_CHANGE_MAX    (POOL_GROUP_MAX + 2u) /* records in one change */
-
-/* Trailer flags. */
-#define CATALOGUE_UNRECORDED 1u /* some devices have no record yet: scan at open */
 
 enum catalogue_kind {
     CATALOGUE_VOLUME = 1,
@@ -157,30 +136,6 @@ struct catalogue_page_header {
     uint32_t previous_crc, crc;
 };
 bool catalogue_page_looks(const uint8_t *page, struct catalogue_page_header *ret);
-
-struct catalogue_root {
-    uint64_t first; /* page */
-    uint32_t nr_pages;
-    uint32_t last_crc;
-    uint64_t sequence; /* of the last page */
-};
-
-struct catalogue_trailer {
-    uint8_t uuid[16];
-    uint32_t dev_id;
-    struct catalogue_root root;
-    uint64_t generation, losses;
-    uint8_t owner_host[16], owner_boot[16];
-    uint32_t owner_start;
-    uint32_t flags;
-    uint32_t stamp;
-};
-void catalogue_trailer_encode(const struct catalogue_trailer *trailer,
-                              uint8_t bytes[SUPERBLOCK_TRAILER_BYTES]);
-/* False if there is none: no magic, or a CRC that does not fit. -THIN_E_VERSION. */
-int catalogue_trailer_decode(const uint8_t bytes[SUPERBLOCK_TRAILER_BYTES],
-                             struct catalogue_trailer *ret, bool *ret_found,
-                             struct thin_error *err);
 
 /* ---- the records in memory ---------------------------------------------------------------- */
 
