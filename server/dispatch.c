@@ -27,6 +27,10 @@ enum scope {
     X(POOL_DESTROY, PoolDestroy, SCOPE_POOL, AUTH_ADMIN, ops_pool_destroy)               \
     X(POOL_RESERVE_SNAP, PoolReserveSnap, SCOPE_POOL, AUTH_ADMIN, ops_pool_reserve_snap) \
     X(POOL_RELEASE_SNAP, PoolReleaseSnap, SCOPE_POOL, AUTH_ADMIN, ops_pool_release_snap) \
+    X(POOL_CHECK, PoolCheck, SCOPE_POOL, AUTH_MANAGE, ops_pool_check)                    \
+    X(POOL_DUMP, PoolDump, SCOPE_POOL, AUTH_MANAGE, ops_pool_dump)                       \
+    X(POOL_HANDOVER, PoolHandover, SCOPE_POOL, AUTH_ADMIN, ops_pool_handover)            \
+    X(VOLUME_MAP, VolumeMap, SCOPE_VOLUME, AUTH_READ, ops_volume_map)                    \
     X(VOLUME_CREATE, VolumeCreate, SCOPE_VOLUME, AUTH_MANAGE, ops_volume_create)         \
     X(VOLUME_DELETE, VolumeDelete, SCOPE_VOLUME, AUTH_MANAGE, ops_volume_delete)         \
     X(VOLUME_RESIZE, VolumeResize, SCOPE_VOLUME, AUTH_MANAGE, ops_volume_resize)         \
@@ -39,6 +43,8 @@ enum scope {
     X(POOL_LIST, PoolList, SCOPE_ANY, AUTH_NONE, ops_pool_list)                       \
     X(VOLUME_LIST, VolumeList, SCOPE_ANY, AUTH_NONE, ops_volume_list)                 \
     X(VOLUME_SNAPSHOT, VolumeSnapshot, SCOPE_ANY, AUTH_NONE, ops_volume_snapshot)     \
+    X(VOLUME_DELTA, VolumeDelta, SCOPE_ANY, AUTH_NONE, ops_volume_delta)              \
+    X(VOLUME_STATS, VolumeStats, SCOPE_ANY, AUTH_NONE, ops_volume_stats)              \
     X(SERVER_STATUS, ServerStatus, SCOPE_ANY, AUTH_NONE, ops_server_status)           \
     X(EVENTS_SUBSCRIBE, EventsSubscribe, SCOPE_ANY, AUTH_NONE, ops_events_subscribe)  \
     X(SERVER_SHUTDOWN, ServerShutdown, SCOPE_SERVER, AUTH_ADMIN, ops_server_shutdown) \
@@ -95,6 +101,17 @@ ops_fail(struct request *rq, int code, const char *fmt, ...)
     va_end(ap);
     thin_fail(&err, code, "%s", words);
     request_reply_code(rq, code, &err);
+}
+
+void
+ops_reply_text(struct request *rq, const char *text, size_t len)
+{
+    Thin__Reply reply = THIN__REPLY__INIT;
+    Thin__TextReply body = THIN__TEXT_REPLY__INIT;
+
+    reply.body_case = THIN__REPLY__BODY_TEXT_REPLY;
+    reply.text_reply = &body;
+    request_reply_more(rq, &reply, text, len);
 }
 
 struct pool *

@@ -29,6 +29,12 @@ op_handler ops_volume_list, ops_pool_list;
 op_handler ops_pool_create, ops_pool_import, ops_pool_grow, ops_pool_open, ops_pool_close,
     ops_pool_set, ops_pool_forget, ops_pool_destroy, ops_pool_reserve_snap,
     ops_pool_release_snap;
+/* ops_online.c */
+op_handler ops_pool_check, ops_pool_dump, ops_volume_delta;
+/* ops_map.c */
+op_handler ops_volume_map, ops_volume_stats;
+/* ops_handover.c */
+op_handler ops_pool_handover;
 /* ops_access.c */
 op_handler ops_access_list, ops_access_grant, ops_access_revoke;
 /* ops_server.c */
@@ -39,6 +45,8 @@ op_handler ops_server_status, ops_server_shutdown, ops_session_list, ops_session
 void ops_done(void *arg, int result, const struct thin_error *err);
 /* Words of our own, and the reply. */
 void ops_fail(struct request *rq, int code, const char *fmt, ...) PRINTF_LIKE(3, 4);
+/* One piece of a text; more follows (or the end: request_reply_code). */
+void ops_reply_text(struct request *rq, const char *text, size_t len);
 /* The open pool, or NULL when the request has been answered with why not. */
 struct pool *ops_find_pool(struct request *rq, const char *name);
 /* The body that is set. */

@@ -28,6 +28,7 @@
 #include "server/events.h"
 #include "server/listener.h"
 #include "server/nbd_face.h"
+#include "server/online.h"
 #include "server/pools.h"
 #include "server/pools_store.h"
 #include "server/request.h"
@@ -171,6 +172,7 @@ stop_now(struct thin_task *task)
     if (loop_timer_set(process.server.thin_loop, &process.patience,
                        loop_now_ns(process.server.thin_loop) + FACES_PATIENCE_NS) < 0)
         stop_pools();
+    online_stop();
     nbd_face_shutdown(&process.server, face_is_shut, NULL);
     conns_shutdown(&process.server, face_is_shut, NULL);
 }

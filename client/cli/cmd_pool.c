@@ -532,7 +532,7 @@ pool_handover(struct cli *cli)
     body.force = cli_has(cli, "force");
     request.body_case = THIN__REQUEST__BODY_POOL_HANDOVER;
     request.pool_handover = &body;
-    return r ? r : change(cli, &request);
+    return r ? r : cli_call_text(cli, &request, "handover");
 }
 
 static int

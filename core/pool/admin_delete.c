@@ -96,9 +96,12 @@ delete_applied(struct admin_job *job)
             catalogue_records_remove(&job->pool->catalogue->records, job->dev_id);
         return !job->flag;
     }
+        if (job->flag)
+            counts_forget(job->pool, job->dev_id);
     limits_gone(job->pool, job->dev_id);
     admin_background_kick(job->pool->admin);
     return false;
+    counts_forget(job->pool, job->dev_id);
 }
 
 static const struct admin_kind delete_kind = {

@@ -251,6 +251,7 @@ superblock_written(void *arg, int result)
     c->state = COMMIT_IDLE;
     c->nr_commits++;
     metadata_durable(pool->md, txn, space_freed, pool);
+    pins_after_commit(pool);
     commit_wake(pool);
     metaops_after_commit(pool);
     space_after_commit(pool);

@@ -41,6 +41,8 @@ io_finish(struct volume_io *io, int result)
     struct pool *pool = volume->pool;
 
     io->result = result;
+    if (volume->core && volume->core->stats)
+        counts_add(volume->core->stats, io);
     /* Never from inside volume_submit, whosever request that is. */
     if (!pool || pool->in->submitting) {
         volume_later(io);

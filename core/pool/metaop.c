@@ -47,12 +47,32 @@ op_fetched(struct bm_fetch *fetch, int result)
         op_run(op);
 }
 
+/* No block to be had: what the oldest pinned view holds back is worth another try. */
+static bool
+op_without_pin(struct metaop *op)
+{
+    struct pool *pool = op->pool;
+
+    if (!pins_drop_oldest(pool))
+        return false;
+    op->commits_waited = 0;
+    bm_fetch_fini(&op->fetch);
+    bm_fetch_init(&op->fetch, pool->bm, op_fetched);
+    op->state = OP_LATE;
+    TAILQ_INSERT_TAIL(&pool->ops_late, op, link);
+    loop_defer(pool->loop, &pool->ops_task);
+    return true;
+}
+
 static void
 op_wait_commit(struct metaop *op, int code, struct thin_error *err)
 {
     struct pool *pool = op->pool;
     uint64_t txn = commit_last_txn(pool);
 
+    if (code == -THIN_E_NEED_COMMIT &&
+        (op->commits_waited == METAOP_COMMITS_MAX || !txn) && op_without_pin(op))
+        return;
     if (op->commits_waited++ == METAOP_COMMITS_MAX || !txn) {
         /* Nothing that a commit would set free: then it is what it looks like. */
         if (code == -THIN_E_NEED_COMMIT)
@@ -108,7 +128,7 @@ op_run(struct metaop *op)
         bm_fetch_start(&op->fetch);
     } else if (r == -THIN_E_NEED_COMMIT || r == -THIN_E_CACHE_FULL) {
         op_wait_commit(op, r, &err);
-    } else {
+    } else if (r != -THIN_E_NO_METADATA_SPACE || !op_without_pin(op)) {
         op_finish(op, r, &err);
     }
     pool_step(pool, name, began);

@@ -174,6 +174,7 @@ pool_dismantle(struct pool *pool)
     if (pool->data)
         device_close(pool->data, device_closed, pool);
     if (pool->metadata_dev)
+    counts_destroy(pool);
         device_close(pool->metadata_dev, device_closed, pool);
 }
 
@@ -568,6 +569,7 @@ pool_close(struct pool *pool, bool force, struct pool_done done)
 
 /* ---- asking ------------------------------------------------------------------------------------------ */
 
+    pins_drop_all(pool, -THIN_E_SHUTDOWN);
 void
 pool_get_info(struct pool *pool, struct pool_info *ret_info)
 {

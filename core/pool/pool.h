@@ -186,6 +186,33 @@ struct volume_info {
     uint32_t dev_id;
     uint64_t size;      /* bytes */
     bool size_unknown;  /* imported without a size: up to the highest mapping */
+/* ---- pinned views ---------------------------------------------------------------------- */
+
+#define POOL_PINS_MAX 64u
+
+/*
+ * Keeps the durable state readable on the metadata device until pool_unpin, for a reader
+ * with a descriptor of his own (on any thread; see core/offline): no block that it reaches
+ * is written. Costs nothing on disk and leaves nothing after a crash. Blocks freed
+ * meanwhile cannot be used again before, so the engine lets go by itself (`lost`, on the
+ * home loop, maybe from inside another call: only take note) when metadata space gets
+ * short, when changes are rolled back and when the pool closes. What was read since may be
+ * anything; pool_unpin is still due.
+ *
+ *   done  once: 0 and block 0 of the pinned state, 4096 bytes that live until pool_unpin;
+ *         or negative, NULL, and *ret_pin is no longer valid
+ *
+ * 0: started; *ret_pin is to be used after `done` only. Negative: not started, no `done`:
+ * -THIN_E_SHUTDOWN, -THIN_E_FAILED (not readable now), -THIN_E_LIMIT, -ENOMEM.
+ */
+struct pool_pin;
+int pool_pin(struct pool *pool,
+             void (*done)(void *arg, const void *superblock, int result,
+                          const struct thin_error *err),
+             void (*lost)(void *arg, int why), void *arg, struct pool_pin **ret_pin,
+             struct thin_error *err);
+void pool_unpin(struct pool_pin *pin); /* NULL is fine */
+
     uint64_t mapped;    /* bytes */
     uint64_t exclusive; /* bytes that no other volume maps; only with_exclusive */
     char parent[THIN_NAME_MAX +
@@ -271,6 +298,17 @@ uint32_t volume_block_size(const struct volume *volume);
 const char *volume_name(const struct volume *volume);
 struct pool *
 volume_pool(const struct volume *volume); /* NULL when the pool was closed by force */
+/* What was asked of a volume since the pool was opened, by all handles; answered only.
+   Requests refused at once (bad range, fenced, read-only) are not counted. */
+struct volume_stats {
+    uint64_t reads, writes, flushes, discards, zeroes;
+    uint64_t read_bytes, written_bytes, discarded_bytes, zeroed_bytes;
+    uint64_t errors; /* of any kind */
+};
+/* From memory, at once; false: no such volume. */
+bool pool_volume_stats(struct pool *pool, const char *name,
+                       struct volume_stats *ret_stats);
+
 /* Told after the size changed or the volume was fenced; on the home loop. */
 void volume_set_notify(struct volume *volume, void (*notify)(void *arg), void *arg);
 

@@ -25,6 +25,7 @@ struct mapcache;
 struct space;
 struct volume_core;
 struct volume_frag;
+struct volume_counts;
 
 /* ---- metadata operations (metaop.c) ------------------------------------------------------ */
 
@@ -211,6 +212,8 @@ struct volume_core {
     struct map_page *map_hot; /* the page found last */
     LIST_HEAD(, map_page) pages;
     TAILQ_HEAD(, space_window) windows; /* most recently used first */
+    struct volume_stats *stats; /* the pool's; NULL: not counted */
+
     unsigned nr_windows;
 
     TAILQ_ENTRY(volume_core) link;
@@ -342,6 +345,9 @@ struct pool {
 
     uint64_t data_in_flight; /* requests at the data device, see pool_data_begin */
 
+    LIST_HEAD(, pool_pin) pins;   /* pin.c; newest first */
+    struct volume_counts *counts; /* counts.c */
+
     uint64_t longest_step_ns;
     char longest_step[64];
     struct pool_end *end;      /* of a close or a roll-back that is under way (pool.c) */
@@ -377,6 +383,20 @@ void pool_roll_back(struct pool *pool, int code, const char *why);
 /* ---- the catalogue's and the administrator's side, called by pool.c and others ------------- */
 
 /*
+/* counts.c: a device's counters, made when there are none; NULL: it is not counted. They
+   live until counts_forget (the volume is deleted) or counts_destroy. */
+struct volume_stats *counts_of(struct pool *pool, uint32_t dev_id);
+void counts_add(struct volume_stats *stats, const struct volume_io *io); /* answered */
+void counts_forget(struct pool *pool, uint32_t dev_id);
+void counts_destroy(struct pool *pool);
+
+/* pin.c: views of the durable state go, and who reads them is told `why`. */
+void pins_drop_all(struct pool *pool, int why);
+/* The oldest, for want of the blocks that it holds back; false: there is none. */
+bool pins_drop_oldest(struct pool *pool);
+/* Drops as many as hold back too much. */
+void pins_after_commit(struct pool *pool);
+
  * Called once the metadata stands in memory (loaded, or just formatted and not yet
  * committed: `params->format`). Metadata operations may be used. pool->params is valid
  * until `done`. With format it makes the first records; the pool commits after `done`.

@@ -213,6 +213,7 @@ rollback_continue(struct pool *pool)
         pool_check_idle(pool);
         return;
     }
+    pins_drop_all(pool, -THIN_E_ROLLED_BACK);
     metadata_reset(pool->md);
     pool_load(pool, load_again);
 }

@@ -174,6 +174,7 @@ volume_core_hold(struct volume_core *core)
 }
 
 void
+    core->stats = counts_of(pool, core->dev_id);
 volume_core_put(struct volume_core *core)
 {
     struct pool *pool = core->pool;

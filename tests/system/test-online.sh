@@ -1,0 +1,135 @@
+#!/usr/bin/env bash
+# What a served pool tells of itself while it is written to: check, dump, delta, map,
+# stats; and the way out, to the kernel.
+. "$(dirname "$0")/lib.sh"
+need_tools fio nbdcopy qemu-io thin_check thin_dump thin_delta python3
+start_server
+new_pool tank 1G
+thincli volume create tank/vol 256M
+thincli volume create tank/odd 1234567k
+dev_id() { thincli --json volume show "$1" | field "d['volumes'][0]['dev_id']"; }
+
+echo "map: extents that follow one another"
+same "$(thincli volume map tank/vol)" "0 268435456 hole"
+qemu-io -f raw -c 'write -P 1 0 128k' -c 'write -P 2 1M 64k' -c flush "$(uri tank/vol)" >/dev/null
+same "$(thincli volume map tank/vol | tr '\n' ';')" \
+	"0 131072 data;131072 917504 hole;1048576 65536 data;1114112 267321344 hole;"
+thincli volume snapshot tank/vol snap
+qemu-io -f raw -c 'write -P 3 64k 64k' -c flush "$(uri tank/vol)" >/dev/null
+same "$(thincli volume map tank/vol | head -n 3 | tr '\n' ';')" "0 65536 shared;65536 65536 data;131072 917504 hole;"
+same "$(thincli --json volume map tank/odd | field "d['map']")" "0 1264196608 hole"
+must_fail 1 "no such volume" thincli volume map tank/nothing
+
+echo "stats: what was asked since the pool was opened"
+thincli volume stats tank/vol >"$W/stats"
+grep_q 'tank/vol .*writes=3 written_bytes=262144 .*errors=0' "$W/stats" || { cat "$W/stats"; fail "stats"; }
+same "$(thincli volume stats | cut -d' ' -f1 | tr '\n' ' ')" "tank/odd tank/snap tank/vol "
+same "$(thincli volume stats tank/odd | grep -o ' reads=[0-9]*')" " reads=0"
+must_fail 1 "no such volume" thincli volume stats tank/nothing
+
+echo "check, dump and delta of an idle pool are those of the closed pool"
+thincli pool check tank >"$W/check.online"
+for f in xml human json; do thincli pool dump tank --format $f >"$W/dump.$f"; done
+thincli --json pool dump tank | python3 -m json.tool >/dev/null || fail "dump --json"
+thincli --json pool check tank | field "d['check']" | grep_q TRANSACTION_ID || fail "check --json"
+thincli volume delta tank/snap tank/vol >"$W/delta.online"
+left=$(dev_id tank/snap) right=$(dev_id tank/vol)
+same "$(grep -c '<different begin="1" length="1"/>' "$W/delta.online")" 1
+must_fail 1 "no such volume" thincli volume delta tank/snap tank/nothing
+must_fail 2 "json or human" thincli pool dump tank --format yaml
+thincli pool close tank
+thinmeta check "$W/tank.meta" >"$W/check.offline"
+# The close writes who has the pool, which takes no block.
+cmp "$W/check.online" "$W/check.offline" || fail "the checks differ"
+for f in xml human_readable json; do
+	thinmeta dump -f $f "$W/tank.meta" | cmp - "$W/dump.${f%_readable}" || fail "the $f dumps differ"
+done
+thin_delta --thin1 "$left" --thin2 "$right" "$W/tank.meta" | cmp - "$W/delta.online" || fail "thin_delta differs"
+must_fail 1 "not open" thincli pool check tank
+must_fail 1 "not open" thincli volume map tank/vol
+thincli pool open tank
+
+echo "under load nothing is found wrong"
+thincli volume create tank/load 512M
+fio --name=load --ioengine=nbd --uri="$(uri tank/load)" --rw=randwrite --bs=4k --size=512M --time_based --runtime=8 --iodepth=16 \
+	--fsync=64 --output="$W/fio.out" &
+load=$!
+n=0
+until ! kill -0 $load 2>/dev/null; do
+	thincli pool check tank >"$W/check.out" 2>&1 || { cat "$W/check.out"; fail "check $n under load"; }
+	[ "$(wc -l <"$W/check.out")" = 2 ] || { cat "$W/check.out"; fail "check $n under load finds something"; }
+	[ $((n % 4)) != 1 ] || thincli volume snapshot tank/load "s$n"
+	[ $((n % 4)) != 2 ] || thincli volume delta "tank/s$((n - 1))" tank/load >"$W/delta"
+	[ $((n % 4)) != 3 ] || thincli volume delete "tank/s$((n - 2))"
+	thincli pool dump tank >"$W/dump"
+	tail -n 1 "$W/dump" | grep_q '^</superblock>' || fail "dump $n under load is cut"
+	n=$((n + 1))
+done
+wait $load || { cat "$W/fio.out"; fail "fio under checks"; }
+[ $n -ge 5 ] || fail "only $n rounds"
+echo "$n rounds"
+
+echo "a reader that goes away, one that does not read, and a pool that closes over one"
+(timeout -s KILL 0.02 thincli pool dump tank || true) >/dev/null 2>&1
+(thincli pool dump tank || true) 2>/dev/null | head -c 100 >/dev/null
+mkfifo "$W/slow"
+thincli pool dump tank >"$W/slow" 2>"$W/slow.err" &
+slow=$!
+exec 9<"$W/slow"
+sleep 0.3
+thincli pool check tank >/dev/null
+exec 9<&-
+wait $slow 2>/dev/null || true
+check_closed tank
+
+echo "handover: closed, and a script for the kernel"
+must_fail 1 "no such pool" thincli pool handover nothing
+thincli pool set tank on_full=error
+qemu-io -f raw -c 'sleep 3000' "$(uri tank/vol)" >/dev/null 2>&1 &
+holder=$!
+sleep 0.7
+must_fail 1 "open" thincli pool handover tank
+same "$(thincli --json pool show tank | field "d['pools'][0]['state']")" open
+thincli pool handover tank --force >"$W/handover.sh"
+wait $holder || true
+sh -n "$W/handover.sh"
+same "$(thincli --json pool show tank | field "d['pools'][0]['state']")" closed
+check_pool tank
+cat >"$W/dmsetup" <<-'END'
+	#!/bin/sh
+	echo "$*" >>calls
+END
+cat >"$W/losetup" <<-'END'
+	#!/bin/sh
+	echo "/dev/loop-${3##*/}"
+END
+chmod +x "$W/dmsetup" "$W/losetup"
+(cd "$W" && PATH=$W:$PATH sh "$W/handover.sh")
+grep_q -x "create tank --table 0 2097152 thin-pool /dev/loop-tank.meta /dev/loop-tank.data 128 0 1 error_if_no_space" "$W/calls" ||
+	{ cat "$W/calls"; fail "the pool's table"; }
+grep_q -x "create tank-vol --table 0 524288 thin /dev/mapper/tank $right" "$W/calls" || { cat "$W/calls"; fail "a volume's table"; }
+thincli pool open tank
+thincli pool check tank >/dev/null
+
+echo "damage is told, with the ranges that it takes"
+thincli pool close tank
+python3 - "$W/tank.meta" <<-'END'
+	import subprocess, sys
+	# A leaf of the mapping tree: a node (type 2) whose values are 8 bytes.
+	f = open(sys.argv[1], 'r+b')
+	data = f.read()
+	for b in range(len(data) // 4096 - 1, 0, -1):
+	    n = data[b * 4096:(b + 1) * 4096]
+	    if int.from_bytes(n[4:8], 'little') == 2 and int.from_bytes(n[8:16], 'little') == b and \
+	       int.from_bytes(n[24:28], 'little') == 8 and int.from_bytes(n[16:20], 'little') > 60:
+	        f.seek(b * 4096 + 3000)
+	        f.write(b'not what was here')
+	END
+thincli pool open tank || true
+if [ "$(thincli --json pool show tank | field "d['pools'][0]['state']")" = open ]; then
+	thincli pool check tank >"$W/check.out" 2>"$W/check.err" && fail "damage is not told"
+	grep_q 'faults\? *$' "$W/check.err" || { cat "$W/check.err"; fail "words of damage"; }
+	grep_q 'checksum' "$W/check.out" || { cat "$W/check.out"; fail "the report of damage"; }
+	thincli pool close tank || true
+fi
+stop_server
