@@ -49,7 +49,7 @@ tune_tcp(int fd)
 static int
 family_of(int fd)
 {
-    struct sockaddr_storage addr;
+    struct sockaddr_storage addr = {0};
     socklen_t len = sizeof(addr);
 
     if (getsockname(fd, (struct sockaddr *)&addr, &len) < 0)
@@ -377,7 +377,7 @@ socket_listen(const struct socket_address *address,
 int
 socket_accept(int listen_fd, int *ret_fd)
 {
-    struct sockaddr_storage addr;
+    struct sockaddr_storage addr = {0};
     socklen_t len = sizeof(addr);
     int fd =
         accept4(listen_fd, (struct sockaddr *)&addr, &len, SOCK_NONBLOCK | SOCK_CLOEXEC);
@@ -411,7 +411,7 @@ socket_accept(int listen_fd, int *ret_fd)
 int
 socket_peer_credentials(int fd, struct socket_credentials *ret)
 {
-    struct ucred cred;
+    struct ucred cred = {0};
     socklen_t len = sizeof(cred);
     int family = family_of(fd);
 
@@ -428,7 +428,7 @@ socket_peer_credentials(int fd, struct socket_credentials *ret)
 bool
 socket_peer_in_group(int fd, gid_t group)
 {
-    struct socket_credentials cred;
+    struct socket_credentials cred = {-1, (uid_t)-1, (gid_t)-1};
     gid_t groups[GROUPS_MAX];
     socklen_t len = sizeof(groups);
 
@@ -447,7 +447,7 @@ socket_peer_in_group(int fd, gid_t group)
 uint16_t
 socket_local_port(int fd)
 {
-    struct sockaddr_storage addr;
+    struct sockaddr_storage addr = {0};
     socklen_t len = sizeof(addr);
 
     if (getsockname(fd, (struct sockaddr *)&addr, &len) < 0)
@@ -503,7 +503,7 @@ socket_peer_text(int fd, char *buf, size_t buf_bytes)
 {
     struct sockaddr_storage addr = {0};
     socklen_t len = sizeof(addr);
-    struct socket_credentials cred;
+    struct socket_credentials cred = {-1, (uid_t)-1, (gid_t)-1};
 
     if (socket_peer_credentials(fd, &cred) == 0) {
         snprintf(buf, buf_bytes, "unix:pid=%d,uid=%u", (int)cred.pid, cred.uid);

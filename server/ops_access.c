@@ -15,7 +15,7 @@ ops_access_list(struct request *rq, const struct op_object *object)
     const struct auth_rule *rules;
     unsigned nr = auth_rules(rq->server->auth, &rules), at = 0;
     AUTO_FREE Thin__AccessRule *page = calloc(RULES_A_PAGE, sizeof(*page));
-    AUTO_FREE Thin__AccessRule **list = calloc(RULES_A_PAGE, sizeof(*list));
+    AUTO_FREE Thin__AccessRule **list = calloc(RULES_A_PAGE, sizeof(Thin__AccessRule *));
 
     (void)object;
     if (!page || !list) {

@@ -242,7 +242,7 @@ inspect(struct pool_job *j, struct probe_file *data, struct probe_file *metadata
 
     if (r == 0)
         r = probe_path(j->copy.metadata_path, metadata, &j->err);
-    if (r < 0)
+    if (r != 0)
         return r;
     if (strcmp(j->copy.data_path, j->copy.metadata_path) == 0 ||
         (data->exists && metadata->exists && data->dev == metadata->dev &&
@@ -268,7 +268,7 @@ make_devices(struct pool_job *j)
     uint64_t data_size, metadata_size;
     int r = inspect(j, &data, &metadata);
 
-    if (r < 0)
+    if (r != 0)
         return r;
     if (!data.exists && !j->data_size)
         return thin_fail(&j->err, -THIN_E_INVALID,

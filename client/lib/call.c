@@ -49,7 +49,7 @@ client_call_start(struct thin_client *client, const Thin__Request *request,
     call = r == 0 ? request_new(client, OP_CALL, &r) : NULL;
     if (call)
         r = request_set_body(call, request);
-    if (r < 0) {
+    if (!call || r < 0) {
         if (call)
             request_free(call);
         return thin_fail(err, r, "%s", thin_error_text(&client->error, r));

@@ -105,9 +105,11 @@ int thin_wrap(struct thin_error *err, int code, const char *fmt, ...) PRINTF_LIK
             __builtin_unreachable(); \
         negative_;                   \
     })
-#define thin_fail(err, code, ...)      ((void)(err), THIN_NEGATIVE(code))
-#define thin_fail_code(err, code, ...) ((void)(err), THIN_NEGATIVE(code))
-#define thin_wrap(err, code, ...)      ((void)(err), THIN_NEGATIVE(code))
+void thin_words(const char *fmt, ...) PRINTF_LIKE(1, 2);
+#define thin_fail(err, code, ...) \
+    (thin_words(__VA_ARGS__), (void)(err), THIN_NEGATIVE(code))
+#define thin_fail_code(err, code, ...) thin_fail(err, code, __VA_ARGS__)
+#define thin_wrap(err, code, ...)      thin_fail(err, code, __VA_ARGS__)
 #endif
 
 /* The text of a code, never NULL: ours from the table, strerror for the rest. Static. */

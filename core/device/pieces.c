@@ -73,14 +73,15 @@ device_iov_window(const struct device_io *io, uint64_t skip, struct iovec *ret_i
 bool
 device_extent_add(struct device_io *io, uint64_t len, enum device_extent_kind kind)
 {
-    struct device_extent *last =
-        io->ret_nr_extents > 0 ? &io->extents[io->ret_nr_extents - 1] : NULL;
-
     if (len == 0)
         return true;
-    if (last && last->kind == kind) {
-        last->len += len;
-        return true;
+    if (io->ret_nr_extents > 0) {
+        struct device_extent *last = &io->extents[io->ret_nr_extents - 1];
+
+        if (last->kind == kind) {
+            last->len += len;
+            return true;
+        }
     }
     if (io->ret_nr_extents == io->max_extents)
         return false;

@@ -19,6 +19,7 @@ device_drop(struct metadata *md, struct md_device *dev)
 {
     THIN_ASSERT(!dev->now.changed);
     THIN_ASSERT(!dev->touched);
+    THIN_ASSERT(md->by_id);
     HASH_DEL(md->by_id, dev);
     TAILQ_REMOVE(&md->used, dev, use_link);
     md->nr_devices--;

@@ -164,6 +164,7 @@ evict(struct block_manager *bm)
 {
     uint64_t steps = (uint64_t)bm->nr_frames * (CREDIT_INNER + 1);
 
+    THIN_ASSERT(bm->frames);
     for (uint64_t n = 0; n < steps; n++) {
         struct bm_block *f = &bm->frames[bm->hand];
 

@@ -99,6 +99,7 @@ add_entry(struct space_map *sm, dblock_t b)
     else
         at = sm->used_deltas++;
     THIN_ASSERT(at < sm->cap_deltas);
+    THIN_ASSERT(sm->deltas);
     sm->deltas[at] = (struct sm_delta){.block = b, .next = group->first, .prev = SM_NONE};
     if (group->first != SM_NONE)
         sm->deltas[group->first].prev = at;

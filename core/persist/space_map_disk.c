@@ -144,7 +144,7 @@ sm_read_bitmap(struct space_map *sm, uint64_t k, struct bm_block **ret_block,
         r = tm_read_lock(sm->tm, ret_entry->blocknr, &sm_bitmap_validator, ret_block,
                          err);
     }
-    return r < 0 ? thin_wrap(err, r, "data bitmap %" PRIu64, k) : 0;
+    return r == 0 ? 0 : thin_wrap(err, r, "data bitmap %" PRIu64, k);
 }
 
 int

@@ -288,6 +288,7 @@ room_for_freed(struct transaction_manager *tm, struct thin_error *err)
 
         if (!bigger)
             return thin_fail_code(err, -ENOMEM, "freed metadata blocks");
+        THIN_ASSERT(tm->nr_freed <= tm->cap_freed);
         for (uint32_t i = 0; i < tm->nr_freed; i++)
             bigger[i] = tm->freed[(tm->freed_head + i) % tm->cap_freed];
         free(tm->freed);

@@ -226,7 +226,7 @@ pool_grow(struct pool *pool, uint64_t data_bytes, uint64_t metadata_bytes,
     grow = r == 0 ? calloc(1, sizeof(*grow)) : NULL;
     if (r == 0 && !grow)
         r = thin_fail_code(&err, -ENOMEM, "grow the pool");
-    if (r < 0) {
+    if (!grow) {
         admin_refuse(pool, job, done, r, &err);
         return;
     }

@@ -76,8 +76,10 @@ mapcache_find(struct volume_core *core, uint64_t index)
 static void
 page_unlink(struct mapcache *mc, struct map_page *page)
 {
-    struct map_page **at = &mc->buckets[bucket_of(mc, page->core, page->index)];
+    struct map_page **at;
 
+    THIN_ASSERT(page->core);
+    at = &mc->buckets[bucket_of(mc, page->core, page->index)];
     while (*at != page)
         at = &(*at)->next;
     *at = page->next;

@@ -128,11 +128,13 @@ command_of(uint16_t type)
     return &commands[type];
 }
 
+/* NOLINTBEGIN(misc-redundant-expression): that both are the same is what it says. */
 _Static_assert(NBD_REQ_FUA == NBD_CMD_FLAG_FUA &&
                    NBD_REQ_NO_HOLE == NBD_CMD_FLAG_NO_HOLE &&
                    NBD_REQ_DF == NBD_CMD_FLAG_DF && NBD_REQ_ONE == NBD_CMD_FLAG_REQ_ONE &&
                    NBD_REQ_FAST_ZERO == NBD_CMD_FLAG_FAST_ZERO,
                "the owner's flags are those on the wire");
+/* NOLINTEND(misc-redundant-expression) */
 
 static bool
 flags_allowed(const struct nbd_conn *conn, const struct command *c, unsigned flags)
