@@ -105,6 +105,7 @@ admin_job_destroy(struct admin_job *job)
         job->kind->fini(job);
     catalogue_change_fini(&job->change);
     free(job->origin);
+    free(job->origin_identity);
     free(job->attachment);
     free(job->snaps);
     free(job->ids);

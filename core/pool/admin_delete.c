@@ -40,7 +40,9 @@ delete_plan(struct admin_job *job, struct thin_error *err)
     copy->name[0] = '\0';
     free(copy->origin);
     free(copy->holder);
-    copy->origin = copy->holder = NULL;
+    free(copy->origin_identity);
+    copy->origin = copy->holder = copy->origin_identity = NULL;
+    copy->origin_size = 0;
     catalogue_change_put(&job->change, copy);
     return 0;
 }
@@ -94,14 +96,14 @@ delete_applied(struct admin_job *job)
             limits_gone(job->pool, job->dev_id);
         if (job->flag)
             catalogue_records_remove(&job->pool->catalogue->records, job->dev_id);
-        return !job->flag;
-    }
         if (job->flag)
             counts_forget(job->pool, job->dev_id);
+        return !job->flag;
+    }
     limits_gone(job->pool, job->dev_id);
+    counts_forget(job->pool, job->dev_id);
     admin_background_kick(job->pool->admin);
     return false;
-    counts_forget(job->pool, job->dev_id);
 }
 
 static const struct admin_kind delete_kind = {

@@ -17,6 +17,7 @@
 
 #include "core/pool/catalogue_private.h"
 #include "core/pool/limits.h"
+#include "core/pool/origin.h"
 
 #define ADMIN_QUEUE_MAX  1024u /* changes that wait; more are refused */
 #define ADMIN_TRIES_MAX  8u    /* rounds of planning or finding room for one change */
@@ -81,7 +82,8 @@ struct admin_job {
     uint64_t reserve, quota;
     bool flag;
     enum volume_key key;
-    char *origin;
+    char *origin, *origin_identity;
+    uint64_t origin_size;
     struct pool_attachment *attachment;
     struct admin_snap *snaps;
     uint32_t nr_snaps, nr_quiescing;

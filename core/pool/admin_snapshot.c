@@ -271,9 +271,13 @@ rollback_plan(struct admin_job *job, struct thin_error *err)
     new->flags |= from->flags &(RECORD_TRIMMING | RECORD_SIZE_UNKNOWN);
     new->epoch++;
     new->encoded_bytes = 0;
+    new->origin_size = from->origin_size;
     admin_guess_details(job, new, true);
     catalogue_change_put(&job->change, new);
-    return 0;
+    r = catalogue_record_set(&new->origin, from->origin);
+    if (r == 0)
+        r = catalogue_record_set(&new->origin_identity, from->origin_identity);
+    return r < 0 ? thin_fail_code(err, r, "roll back a volume") : 0;
 }
 
 static int

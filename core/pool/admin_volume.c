@@ -65,10 +65,14 @@ create_plan(struct admin_job *job, struct thin_error *err)
     record->size = job->value;
     record->reserve = job->reserve;
     record->quota = job->quota;
+    record->origin_size = job->origin_size;
     record->created = pool_wall_clock(job->pool);
     admin_guess_details(job, record, false);
     catalogue_change_put(&job->change, record);
-    return 0;
+    r = catalogue_record_set(&record->origin, job->origin);
+    if (r == 0)
+        r = catalogue_record_set(&record->origin_identity, job->origin_identity);
+    return r < 0 ? thin_fail_code(err, r, "make a record") : 0;
 }
 
 static int
@@ -102,6 +106,48 @@ static const struct admin_kind create_kind = {
     .applied = create_applied,
 };
 
+/* The origin was looked at: the volume is made of what it is now. */
+static void
+create_probed(void *arg, int result, const struct thin_error *err, const char *identity,
+              uint64_t size)
+{
+    struct admin_job *job = arg;
+    struct admin *admin = job->pool->admin;
+    struct thin_error words;
+
+    admin->nr_reads--;
+    thin_error_init(&words);
+    if (err)
+        words = *err;
+    if (result == 0) {
+        job->origin_size = size;
+        job->origin_identity = strdup(identity);
+        if (!job->origin_identity)
+            result = thin_fail_code(&words, -ENOMEM, "make a record");
+    } else {
+        thin_wrap(&words, result, "open the origin");
+    }
+    if (result < 0)
+        admin_refuse(job->pool, job, job->done, result, &words);
+    else
+        admin_submit(job, false);
+    admin_check_stopped(admin);
+}
+
+static int
+take_origin(struct admin_job *job, const char *origin, struct thin_error *err)
+{
+    if (!job->pool->origin_open)
+        return thin_fail(err, -THIN_E_UNSUPPORTED, "external origins are not served");
+    if (strlen(origin) >= POOL_ORIGIN_MAX)
+        return thin_fail(err, -THIN_E_LIMIT, "an origin's name of more than %u bytes",
+                         POOL_ORIGIN_MAX - 1);
+    if (job->pool->admin->stopping)
+        return thin_fail(err, -THIN_E_SHUTDOWN, "the pool is being closed");
+    job->origin = strdup(origin);
+    return job->origin ? 0 : thin_fail_code(err, -ENOMEM, "make a record");
+}
+
 void
 pool_volume_create(struct pool *pool, const struct volume_spec *spec,
                    struct pool_done done)
@@ -117,7 +163,7 @@ pool_volume_create(struct pool *pool, const struct volume_spec *spec,
     if (r == 0)
         r = check_size(spec->size, &err);
     if (r == 0 && spec->origin && *spec->origin)
-        r = thin_fail(&err, -THIN_E_UNSUPPORTED, "external origins are not served");
+        r = take_origin(job, spec->origin, &err);
     if (r == 0)
         r = check_limits(spec->size, spec->reserve, spec->quota, &err);
     if (r < 0) {
@@ -127,7 +173,12 @@ pool_volume_create(struct pool *pool, const struct volume_spec *spec,
     job->value = spec->size;
     job->reserve = spec->reserve;
     job->quota = spec->quota;
-    admin_submit(job, false);
+    if (job->origin) {
+        pool->admin->nr_reads++;
+        origin_probe(pool, job->origin, create_probed, job);
+    } else {
+        admin_submit(job, false);
+    }
 }
 
 /* ---- resize -------------------------------------------------------------------------------- */
@@ -156,6 +207,8 @@ resize_plan(struct admin_job *job, struct thin_error *err)
         return r;
     if (job->value < record->size) {
         copy->flags |= RECORD_TRIMMING;
+        /* Should it grow again, what is beyond reads as zeros. */
+        copy->origin_size = min_u64(copy->origin_size, job->value);
         copy->epoch++; /* who writes by the old size must not go on unseen */
     }
     copy->flags &= ~(uint32_t)RECORD_SIZE_UNKNOWN;
@@ -171,8 +224,10 @@ resize_applied(struct admin_job *job)
 {
     struct volume_core *core = volume_core_find(job->pool, job->dev_id);
 
-    if (core)
+    if (core) {
+        core->origin_size = min_u64(core->origin_size, job->value);
         volume_core_set_size(core, job->value);
+    }
     limits_follow(job->pool, job->dev_id, job->reserve, false);
     admin_background_kick(job->pool->admin);
     return false;

@@ -31,6 +31,7 @@ catalogue_record_destroy(struct catalogue_record *record)
     free(record->name);
     free(record->origin);
     free(record->holder);
+    free(record->origin_identity);
     free(record->unknown);
     free(record);
 }
@@ -47,9 +48,12 @@ catalogue_record_copy(const struct catalogue_record *record)
     copy->name = strdup(record->name);
     copy->origin = record->origin ? strdup(record->origin) : NULL;
     copy->holder = record->holder ? strdup(record->holder) : NULL;
+    copy->origin_identity =
+        record->origin_identity ? strdup(record->origin_identity) : NULL;
     copy->unknown = record->unknown_bytes ? malloc(record->unknown_bytes) : NULL;
     whole = copy->name && (copy->origin || !record->origin) &&
             (copy->holder || !record->holder) &&
+            (copy->origin_identity || !record->origin_identity) &&
             (copy->unknown || !record->unknown_bytes);
     if (!whole) {
         catalogue_record_destroy(copy);
@@ -212,6 +216,7 @@ catalogue_records_put(struct catalogue_records *records, struct catalogue_record
     free(old->name);
     free(old->origin);
     free(old->holder);
+    free(old->origin_identity);
     free(old->unknown);
     *old = *record;
     free(record);

@@ -76,7 +76,9 @@ struct catalogue_record {
     uint64_t reserve, quota; /* bytes */
     uint64_t epoch, session; /* of the attachment */
     char *name;              /* "" while deleting */
+    uint64_t origin_size;    /* bytes of the volume that the origin stands behind */
     char *origin, *holder;   /* NULL: none */
+    char *origin_identity;   /* what the origin was when the volume was made */
     uint8_t *unknown;        /* fields that we do not know, encoded */
     uint32_t unknown_bytes;
 

@@ -22,11 +22,13 @@
     X(9, reserve)            \
     X(10, quota)             \
     X(11, epoch)             \
-    X(12, session)
+    X(12, session)           \
+    X(16, origin_size)
 #define CATALOGUE_STRINGS(X)           \
     X(13, name, THIN_NAME_MAX)         \
     X(14, origin, POOL_ORIGIN_MAX - 1) \
-    X(15, holder, POOL_HOLDER_MAX - 1)
+    X(15, holder, POOL_HOLDER_MAX - 1) \
+    X(17, origin_identity, POOL_ORIGIN_IDENTITY_MAX - 1)
 
 enum { RECORD_HEADER = 3, FIELD_HEADER = 3 };
 

@@ -188,6 +188,9 @@ catalogue_find(struct pool *pool, const char *name, struct catalogue_volume *ret
     ret->dev_id = record->dev_id;
     ret->size = record->size;
     ret->quota = record->quota;
+    ret->origin = record->origin && *record->origin ? record->origin : NULL;
+    ret->origin_identity = record->origin_identity ? record->origin_identity : "";
+    ret->origin_size = ret->origin ? record->origin_size : 0;
     ret->read_only = record->flags & RECORD_READ_ONLY;
     memcpy(ret->name, record->name, strlen(record->name) + 1);
     return true;

@@ -1,11 +1,11 @@
 /*
- * Breaks sharing: reads the old block around the payload, writes the new one whole.
+ * Breaks sharing, or takes a first write's block from the external origin: reads the old block around the payload, writes the new one whole.
  * Copies are limited by their buffers. Blocks beyond one buffer go in pieces.
  */
 #include <stdlib.h>
 
 #include "core/base/seeded_bug.h"
-#include "core/pool/io_private.h"
+#include "core/pool/origin.h"
 
 int
 copier_create(struct pool *pool)
@@ -97,6 +97,21 @@ whole_start(struct volume_frag *frag)
     uint64_t from = head == 0 ? end : 0;
     uint64_t to = end == pool->block_size ? head : pool->block_size;
 
+    if (!slot_mapped(frag->old_value)) {
+        uint64_t base = frag->step_begin - head;
+        uint64_t reach = frag->core->origin_size - base;
+
+        /* The origin's part, and zeros where it ends. */
+        reach = max_u64(min_u64(reach, to), from);
+        memset(frag->copy_buf + reach, 0, to - reach);
+        frag->read_iov.iov_base = frag->copy_buf + from;
+        frag->read_iov.iov_len = reach - from;
+        if (reach == from)
+            whole_read(frag, 0);
+        else
+            origin_read(frag, base + from, reach - from, &frag->read_iov, 1, whole_read);
+        return;
+    }
     frag->read_iov.iov_base = frag->copy_buf + from;
     frag->read_iov.iov_len = to - from;
     frag_submit(frag, DEVICE_READ, 0,
@@ -149,6 +164,19 @@ piece_next(struct volume_frag *frag, int result)
     to = frag->copy_pos < head ? head : pool->block_size;
     frag->read_iov.iov_base = frag->copy_buf;
     frag->read_iov.iov_len = min_u64(to - frag->copy_pos, POOL_COPY_PIECE);
+    if (!slot_mapped(frag->old_value)) {
+        uint64_t at = frag->step_begin - head + frag->copy_pos;
+
+        if (origin_backs(frag->core, at)) {
+            frag->read_iov.iov_len =
+                min_u64(frag->read_iov.iov_len, frag->core->origin_size - at);
+            origin_read(frag, at, frag->read_iov.iov_len, &frag->read_iov, 1, piece_read);
+        } else {
+            memset(frag->copy_buf, 0, frag->read_iov.iov_len);
+            piece_read(frag, 0);
+        }
+        return;
+    }
     frag_submit(frag, DEVICE_READ, 0,
                 mapping_block(frag->old_value) * pool->block_size + frag->copy_pos,
                 frag->read_iov.iov_len, &frag->read_iov, 1, false, piece_read);
@@ -166,7 +194,7 @@ copier_start(struct volume_frag *frag)
     if (!frag_alive(frag))
         return;
     /* Writes from before the snapshot belong to both sides of the copy. */
-    if (!seeded_bug(SEEDED_COPY_EARLY) &&
+    if (slot_mapped(frag->old_value) && !seeded_bug(SEEDED_COPY_EARLY) &&
         inflight_overlaps(pool, old, old + pool->block_size, INFLIGHT_WRITE)) {
         frag->resume = copier_start;
         TAILQ_INSERT_TAIL(&in->inflight_waiters, frag, link);

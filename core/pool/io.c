@@ -5,7 +5,7 @@
 #include <stdlib.h>
 
 #include "core/base/seeded_bug.h"
-#include "core/pool/io_private.h"
+#include "core/pool/origin.h"
 
 /* ---- answering ----------------------------------------------------------------------- */
 
@@ -226,7 +226,9 @@ advance_data(struct volume_io *io)
         }
         return hand_out(io, FRAG_WRITE, end);
     }
-    if (slot_mapped(slot)) {
+    if (!slot_mapped(slot) && origin_backs(core, io->offset + io->pos))
+        end = min_u64(end, core->origin_size - io->offset);
+    if (slot_mapped(slot) || origin_backs(core, io->offset + io->pos)) {
         extent_add(io, end - io->pos, 0);
         return hand_out(io, FRAG_READ, end);
     }
@@ -248,12 +250,23 @@ whole_blocks(const struct volume_io *io, uint64_t *ret_begin, uint64_t *ret_end)
         *ret_end = *ret_begin;
 }
 
+/* Blocks below are not unmapped: the external origin's old data would come back. */
+static uint64_t
+kept_below(const struct volume_io *io, uint64_t begin, uint64_t end)
+{
+    const struct volume_core *core = io->volume->core;
+
+    return min_u64(
+        end, max_u64(begin, round_up_u64(core->origin_size, core->pool->block_size)));
+}
+
 static bool
 advance_zeroes(struct volume_io *io)
 {
     uint64_t begin, end, at = io->offset + io->pos;
 
     whole_blocks(io, &begin, &end);
+    begin = kept_below(io, begin, end);
     if (begin == end || (io->flags & VOLUME_NO_HOLE))
         return hand_out(io, FRAG_ZEROES, io->len);
     if (at < begin)
@@ -266,15 +279,19 @@ advance_zeroes(struct volume_io *io)
 static bool
 advance_discard(struct volume_io *io)
 {
-    uint64_t begin, end;
+    uint64_t begin, end, at, kept;
 
     whole_blocks(io, &begin, &end);
     if (begin == end || io->volume->pool->config.discards == POOL_DISCARD_OFF) {
         io->pos = io->len;
         return true;
     }
-    io->pos = begin - io->offset;
-    if (!hand_out(io, FRAG_UNMAP, min_u64(end - io->offset, io->len)))
+    at = max_u64(io->offset + io->pos, begin);
+    io->pos = at - io->offset;
+    kept = kept_below(io, begin, end);
+    if (at < kept)
+        return hand_out(io, FRAG_ZEROES, min_u64(kept - io->offset, io->len));
+    if (at < end && !hand_out(io, FRAG_UNMAP, min_u64(end - io->offset, io->len)))
         return false;
     io->pos = io->len;
     return true;

@@ -333,6 +333,7 @@ struct pool_end {
     uint32_t dev_id;
     bool found;
     struct device_details details;
+    bool dismantled; /* only devices are closing yet */
     void (*wiped)(struct pool *pool, int result, const struct thin_error *err);
     struct device_io wipe_io;
     struct iovec wipe_iov;
@@ -385,6 +386,8 @@ struct pool_internals {
     struct thin_task idle_task; /* close or roll-back look whether all has ended */
 };
 
+/* One device of an external origin has closed. */
+void pool_origin_closed(struct pool *pool);
 /* Something ended: a close or a roll-back may go on. */
 void pool_check_idle(struct pool *pool);
 int io_create(struct pool *pool);

@@ -9,7 +9,7 @@
  *         ─ else cell, claim ─► provision | copier_start ─► mapper_insert ─► insert_done
  */
 #include "core/base/seeded_bug.h"
-#include "core/pool/io_private.h"
+#include "core/pool/origin.h"
 
 #define ZERO_PIECE (32u << 20) /* bytes of one write-zeroes at the device */
 
@@ -250,6 +250,16 @@ write_in_place(struct volume_frag *frag, uint64_t slot)
                 frag->iov + 1, frag->nr_iov, true, in_place_done);
 }
 
+/* Zeroes over what is not mapped, from `begin` on, have nothing to do: it reads as zeros.
+   A discard takes away only what is there. */
+static bool
+stays_hole(const struct volume_frag *frag, uint64_t begin)
+{
+    return frag->kind == FRAG_ZEROES &&
+           (frag->io->op == VOLUME_DISCARD ||
+            (!(frag->io->flags & VOLUME_NO_HOLE) && !origin_backs(frag->core, begin)));
+}
+
 /* Blocks from v on that the fragment overwrites whole and that need a new place. */
 static unsigned
 whole_run(struct volume_frag *frag, vblock_t v)
@@ -262,7 +272,8 @@ whole_run(struct volume_frag *frag, vblock_t v)
         uint64_t slot = mapcache_get(frag->core, v + nr);
 
         if ((v + nr + 1) * pool->block_size > frag->end || slot == MAP_UNKNOWN ||
-            (slot_mapped(slot) && !slot_shared(frag->core, slot)))
+            (slot_mapped(slot) && !slot_shared(frag->core, slot)) ||
+            (!slot_mapped(slot) && stays_hole(frag, (v + nr) * pool->block_size)))
             break;
         nr++;
     }
@@ -287,8 +298,7 @@ place(struct volume_frag *frag)
         write_in_place(frag, slot);
         return;
     }
-    if (frag->kind == FRAG_ZEROES && !slot_mapped(slot) &&
-        !(frag->io->flags & VOLUME_NO_HOLE)) {
+    if (!slot_mapped(slot) && stays_hole(frag, frag->step_begin)) {
         frag_step_done(frag);
         return;
     }
@@ -328,7 +338,8 @@ place(struct volume_frag *frag)
         len = frag->step_end - frag->step_begin;
     }
     frag->claim.nr = (unsigned)div_up_u64(in_block + len, pool->block_size);
-    if (slot_mapped(slot) && len < pool->block_size) {
+    if (len < pool->block_size &&
+        (slot_mapped(slot) || origin_backs(frag->core, v * pool->block_size))) {
         frag->old_value = slot;
         copier_start(frag);
     } else {
@@ -389,8 +400,14 @@ patch_begin(struct volume_frag *frag)
         cell_set_rmw(frag, frag->step_begin >> SECTOR_SHIFT);
     }
     if (!slot_mapped(slot)) {
-        if (frag->kind == FRAG_ZEROES && !(frag->io->flags & VOLUME_NO_HOLE)) {
+        if (stays_hole(frag, frag->step_begin)) {
             frag_step_done(frag);
+            return;
+        }
+        if (origin_backs(frag->core, frag->step_begin)) {
+            frag->iov[0].iov_base = frag->sector;
+            frag->iov[0].iov_len = SECTOR_SIZE;
+            origin_read(frag, frag->step_begin, SECTOR_SIZE, frag->iov, 1, patch_read);
             return;
         }
         memset(frag->sector, 0, SECTOR_SIZE);

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 
 #include "core/pool/limits.h"
+#include "core/pool/origin.h"
 
 #define INTERVAL_MS_DEFAULT    1000
 #define NO_SPACE_MS_DEFAULT    60000
@@ -132,8 +133,19 @@ device_closed(void *arg)
 {
     struct pool *pool = arg;
 
-    if (--pool->end->devices == 0)
-        pool_gone(pool);
+    pool->end->devices--;
+    pool_origin_closed(pool);
+}
+
+void
+pool_origin_closed(struct pool *pool)
+{
+    if (pool->end->dismantled) {
+        if (pool->end->devices == 0 && origins_closing(pool) == 0)
+            pool_gone(pool);
+    } else {
+        pool_check_idle(pool);
+    }
 }
 
 static void
@@ -162,11 +174,13 @@ pool_dismantle(struct pool *pool)
     limits_destroy(pool);
     space_destroy(pool);
     mapcache_destroy(pool);
+    counts_destroy(pool);
     loop_defer_cancel(pool->loop, &pool->ops_task);
     io_destroy(pool);
     metadata_destroy(pool->md);
+    pool->end->dismantled = true;
     pool->end->devices = (pool->data != NULL) + (pool->metadata_dev != NULL);
-    if (pool->end->devices == 0) {
+    if (pool->end->devices == 0 && origins_closing(pool) == 0) {
         pool->end->task.run = no_devices;
         loop_defer(pool->loop, &pool->end->task);
         return;
@@ -174,7 +188,6 @@ pool_dismantle(struct pool *pool)
     if (pool->data)
         device_close(pool->data, device_closed, pool);
     if (pool->metadata_dev)
-    counts_destroy(pool);
         device_close(pool->metadata_dev, device_closed, pool);
 }
 
@@ -415,6 +428,9 @@ pool_open(const struct pool_params *params,
     memcpy(pool->owner_boot, params->owner_boot, sizeof(pool->owner_boot));
     pool->event = params->event;
     pool->event_arg = params->event_arg;
+    pool->origin_open = params->origin_open;
+    pool->origin_open_arg = params->origin_open_arg;
+    LIST_INIT(&pool->origins);
     end->params = *params;
     pool->params = &end->params;
     TAILQ_INIT(&pool->cores);
@@ -465,7 +481,7 @@ pool_is_idle(struct pool *pool)
     struct committer *c = &pool->commit;
 
     return !pool->in->frags_used && !pool->data_in_flight && !pool->nr_ops && !c->md_io &&
-           !c->fetching && !c->flushing && space_idle(pool) &&
+           !c->fetching && !c->flushing && space_idle(pool) && origins_idle(pool) &&
            TAILQ_EMPTY(&pool->in->starved) && TAILQ_EMPTY(&c->failed);
 }
 
@@ -553,6 +569,7 @@ pool_close(struct pool *pool, bool force, struct pool_done done)
         }
     }
     pool->closing = true;
+    pins_drop_all(pool, -THIN_E_SHUTDOWN);
     end->done = done;
     end->result = 0;
     thin_error_init(&end->err);
@@ -569,7 +586,6 @@ pool_close(struct pool *pool, bool force, struct pool_done done)
 
 /* ---- asking ------------------------------------------------------------------------------------------ */
 
-    pins_drop_all(pool, -THIN_E_SHUTDOWN);
 void
 pool_get_info(struct pool *pool, struct pool_info *ret_info)
 {

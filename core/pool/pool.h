@@ -25,11 +25,12 @@
 #include "core/base/name.h"
 #include "core/device/device.h"
 
-#define POOL_ORIGIN_MAX   1024u /* bytes of an external origin's path or URI, with NUL */
-#define POOL_HOLDER_MAX   256u /* bytes of an identity that holds an attachment, with NUL */
-#define POOL_GROUP_MAX    64u         /* volumes in one group snapshot */
-#define POOL_VOLUMES_MAX  1048576u    /* volumes in one pool's catalogue */
-#define POOL_IO_BYTES_MAX (64u << 20) /* bytes of one volume_io that carries data */
+#define POOL_ORIGIN_MAX          1024u /* bytes of an external origin's path or URI, with NUL */
+#define POOL_ORIGIN_IDENTITY_MAX 128u /* bytes of what tells one from another, with NUL */
+#define POOL_HOLDER_MAX          256u /* bytes of an identity that holds an attachment, with NUL */
+#define POOL_GROUP_MAX           64u         /* volumes in one group snapshot */
+#define POOL_VOLUMES_MAX         1048576u    /* volumes in one pool's catalogue */
+#define POOL_IO_BYTES_MAX        (64u << 20) /* bytes of one volume_io that carries data */
 
 struct pool;
 struct volume; /* an open volume */
@@ -66,6 +67,11 @@ struct pool_config {             /* all but the caches may change while the pool
 };
 void pool_config_default(struct pool_config *config);
 
+/* Takes `dev` (NULL with a negative result). `identity` is borrowed: a text that is
+   another one when the contents may be others (size, inode and time; or the export). */
+typedef void (*pool_origin_opened_fn)(void *arg, struct device *dev, const char *identity,
+                                      int result, const struct thin_error *err);
+
 struct pool_params {
     struct thin_loop *loop;
     const char *name;        /* copied */
@@ -90,6 +96,14 @@ struct pool_params {
     uint32_t nr_import_volumes;
 
     uint32_t leaf_max, internal_max; /* tests: small nodes */
+    /*
+     * Opens an external origin (a path, or a URI) for reading; it may wait, on a thread of
+     * the caller's. `opened` comes once, on `loop` (which the device is for), never from
+     * inside this call, and must come: the pool's close waits for it. NULL: none.
+     */
+    void (*origin_open)(void *arg, struct thin_loop *loop, const char *uri,
+                        pool_origin_opened_fn opened, void *opened_arg);
+    void *origin_open_arg;
     /* What the engine wants to tell: mode changed, low water, resized, rolled back. */
     void (*event)(void *arg, struct pool *pool, const char *event, const char *words);
     void *event_arg;
@@ -172,20 +186,6 @@ void pool_commit(struct pool *pool, struct pool_done done);
 void pool_reserve_snap(struct pool *pool, struct pool_done done);
 void pool_release_snap(struct pool *pool, struct pool_done done);
 
-/* ---- volumes by name -------------------------------------------------------------------- */
-
-struct pool_attachment {
-    uint64_t epoch;               /* rises; 0: never attached */
-    char holder[POOL_HOLDER_MAX]; /* empty: nobody */
-    uint64_t session;
-    bool shared;
-};
-
-struct volume_info {
-    char name[THIN_NAME_MAX + 1];
-    uint32_t dev_id;
-    uint64_t size;      /* bytes */
-    bool size_unknown;  /* imported without a size: up to the highest mapping */
 /* ---- pinned views ---------------------------------------------------------------------- */
 
 #define POOL_PINS_MAX 64u
@@ -213,6 +213,20 @@ int pool_pin(struct pool *pool,
              struct thin_error *err);
 void pool_unpin(struct pool_pin *pin); /* NULL is fine */
 
+/* ---- volumes by name -------------------------------------------------------------------- */
+
+struct pool_attachment {
+    uint64_t epoch;               /* rises; 0: never attached */
+    char holder[POOL_HOLDER_MAX]; /* empty: nobody */
+    uint64_t session;
+    bool shared;
+};
+
+struct volume_info {
+    char name[THIN_NAME_MAX + 1];
+    uint32_t dev_id;
+    uint64_t size;      /* bytes */
+    bool size_unknown;  /* imported without a size: up to the highest mapping */
     uint64_t mapped;    /* bytes */
     uint64_t exclusive; /* bytes that no other volume maps; only with_exclusive */
     char parent[THIN_NAME_MAX +
@@ -234,7 +248,9 @@ struct volume_spec {
     uint64_t reserve, quota;
 };
 
-/* -THIN_E_EXISTS, -THIN_E_INVALID, -THIN_E_LIMIT, -THIN_E_NO_METADATA_SPACE, mode errors. */
+/* -THIN_E_EXISTS, -THIN_E_INVALID, -THIN_E_LIMIT, -THIN_E_NO_METADATA_SPACE, mode errors.
+   With `reserve`: -THIN_E_NO_DATA_SPACE, saying what is missing. An origin is opened to
+   see that it is there; what it is then is recorded. */
 void pool_volume_create(struct pool *pool, const struct volume_spec *spec,
                         struct pool_done done);
 
@@ -282,9 +298,22 @@ bool pool_volume_peek(struct pool *pool, const char *name, struct volume_info *r
 /* First name above `after` (NULL: the first), for lists of exports. From memory. */
 bool pool_volume_next(struct pool *pool, const char *after, struct volume_info *ret_info);
 
+/* What was asked of a volume since the pool was opened, by all handles; answered only.
+   Requests refused at once (bad range, fenced, read-only) are not counted. */
+struct volume_stats {
+    uint64_t reads, writes, flushes, discards, zeroes;
+    uint64_t read_bytes, written_bytes, discarded_bytes, zeroed_bytes;
+    uint64_t errors; /* of any kind */
+};
+/* From memory, at once; false: no such volume. */
+bool pool_volume_stats(struct pool *pool, const char *name,
+                       struct volume_stats *ret_stats);
+
 /* ---- open volumes ------------------------------------------------------------------------ */
 
-/* -THIN_E_NOT_FOUND, -THIN_E_READ_ONLY (for !read_only on a read-only one). Counted
+/* -THIN_E_NOT_FOUND, -THIN_E_READ_ONLY (for !read_only on a read-only one, or one whose
+   external origin is not what was recorded). An origin that cannot be opened refuses
+   nothing: requests that need it fail with -EIO, and it is tried again. Counted
    opens; the policy of who may is the server's. */
 void pool_volume_open(struct pool *pool, const char *name, bool read_only,
                       void (*opened)(void *arg, struct volume *volume, int result,
@@ -298,17 +327,6 @@ uint32_t volume_block_size(const struct volume *volume);
 const char *volume_name(const struct volume *volume);
 struct pool *
 volume_pool(const struct volume *volume); /* NULL when the pool was closed by force */
-/* What was asked of a volume since the pool was opened, by all handles; answered only.
-   Requests refused at once (bad range, fenced, read-only) are not counted. */
-struct volume_stats {
-    uint64_t reads, writes, flushes, discards, zeroes;
-    uint64_t read_bytes, written_bytes, discarded_bytes, zeroed_bytes;
-    uint64_t errors; /* of any kind */
-};
-/* From memory, at once; false: no such volume. */
-bool pool_volume_stats(struct pool *pool, const char *name,
-                       struct volume_stats *ret_stats);
-
 /* Told after the size changed or the volume was fenced; on the home loop. */
 void volume_set_notify(struct volume *volume, void (*notify)(void *arg), void *arg);
 

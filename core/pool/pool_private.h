@@ -21,11 +21,12 @@
 struct catalogue;
 struct admin;
 struct limits;
+struct origin;
 struct mapcache;
 struct space;
 struct volume_core;
-struct volume_frag;
 struct volume_counts;
+struct volume_frag;
 
 /* ---- metadata operations (metaop.c) ------------------------------------------------------ */
 
@@ -185,7 +186,10 @@ struct volume_core {
     char name[THIN_NAME_MAX + 1];
     uint64_t size;             /* bytes */
     uint32_t snapshotted_time; /* a mapping older than this is shared */
-    bool read_only;            /* the record's flag */
+    struct origin *origin;     /* external; NULL: none */
+    uint64_t origin_size;      /* bytes of the volume that it stands behind; 0: none */
+    char origin_identity[POOL_ORIGIN_IDENTITY_MAX]; /* as recorded */
+    bool read_only;                                 /* the record's flag */
 
     TAILQ_HEAD(, volume) handles;
     unsigned nr_handles;
@@ -208,12 +212,12 @@ struct volume_core {
     uint64_t quota; /* 0: none */
     uint64_t mapped, claimed, claimed_holes;
 
+    struct volume_stats *stats; /* the pool's; NULL: not counted */
+
     unsigned nr_rmw; /* part-sector writes at work: overwrites look at the cells */
     struct map_page *map_hot; /* the page found last */
     LIST_HEAD(, map_page) pages;
     TAILQ_HEAD(, space_window) windows; /* most recently used first */
-    struct volume_stats *stats; /* the pool's; NULL: not counted */
-
     unsigned nr_windows;
 
     TAILQ_ENTRY(volume_core) link;
@@ -332,9 +336,17 @@ struct pool {
     struct mapcache *mapcache;
     struct space *space;
     struct limits *limits;
+    LIST_HEAD(, origin) origins;
+    unsigned nr_origin_openings, nr_origin_closings;
+    void (*origin_open)(void *arg, struct thin_loop *loop, const char *uri,
+                        pool_origin_opened_fn opened, void *opened_arg);
+    void *origin_open_arg;
     struct committer commit;
     struct volume_core_list cores;
     struct volume_core *cores_by_id;
+
+    LIST_HEAD(, pool_pin) pins;   /* pin.c; newest first */
+    struct volume_counts *counts; /* counts.c */
 
     struct metaop_list ops_commit; /* wait for a commit */
     struct metaop_list ops_fetch;  /* wait for a block */
@@ -344,9 +356,6 @@ struct pool {
     bool metadata_ready; /* false while a roll-back loads it again */
 
     uint64_t data_in_flight; /* requests at the data device, see pool_data_begin */
-
-    LIST_HEAD(, pool_pin) pins;   /* pin.c; newest first */
-    struct volume_counts *counts; /* counts.c */
 
     uint64_t longest_step_ns;
     char longest_step[64];
@@ -374,15 +383,6 @@ bool is_damage(int code);
    transaction marks the pool as needing a check. */
 void pool_damaged(struct pool *pool, dblock_t begin, dblock_t end, const char *words);
 
-/* rollback.c */
-void rollback_continue(struct pool *pool);
-
-/* What is not durable cannot be made so. */
-void pool_roll_back(struct pool *pool, int code, const char *why);
-
-/* ---- the catalogue's and the administrator's side, called by pool.c and others ------------- */
-
-/*
 /* counts.c: a device's counters, made when there are none; NULL: it is not counted. They
    live until counts_forget (the volume is deleted) or counts_destroy. */
 struct volume_stats *counts_of(struct pool *pool, uint32_t dev_id);
@@ -397,6 +397,15 @@ bool pins_drop_oldest(struct pool *pool);
 /* Drops as many as hold back too much. */
 void pins_after_commit(struct pool *pool);
 
+/* rollback.c */
+void rollback_continue(struct pool *pool);
+
+/* What is not durable cannot be made so. */
+void pool_roll_back(struct pool *pool, int code, const char *why);
+
+/* ---- the catalogue's and the administrator's side, called by pool.c and others ------------- */
+
+/*
  * Called once the metadata stands in memory (loaded, or just formatted and not yet
  * committed: `params->format`). Metadata operations may be used. pool->params is valid
  * until `done`. With format it makes the first records; the pool commits after `done`.
@@ -416,7 +425,9 @@ void catalogue_close(struct pool *pool); /* frees; also half opened, also NULL *
 struct catalogue_volume {
     uint32_t dev_id;
     uint64_t size;
-    uint64_t quota; /* bytes */
+    uint64_t quota;                       /* bytes */
+    const char *origin, *origin_identity; /* the record's; NULL: none */
+    uint64_t origin_size;
     bool read_only;
     char name[THIN_NAME_MAX + 1];
 };

@@ -2,7 +2,7 @@
  * A fragment that reads: holes are zeros, runs of contiguous blocks are one request, a
  * part of a sector goes through the fragment's own sector.
  */
-#include "core/pool/io_private.h"
+#include "core/pool/origin.h"
 
 static void
 read_done(struct volume_frag *frag, int result)
@@ -17,6 +17,27 @@ read_done(struct volume_frag *frag, int result)
     frag_step_done(frag);
 }
 
+/* Holes in a row, as far as the origin reaches; not empty. */
+static uint64_t
+origin_end(struct volume_frag *frag, vblock_t v)
+{
+    uint64_t bs = frag->pool->block_size, end = (v + 1) * bs;
+
+    while (end < frag->end && mapcache_get(frag->core, ++v) == MAP_HOLE)
+        end += bs;
+    return min_u64(end, min_u64(frag->end, frag->core->origin_size));
+}
+
+static void
+read_submit(struct volume_frag *frag, bool from_origin, uint64_t place, uint64_t len,
+            struct iovec *iov, unsigned nr_iov)
+{
+    if (from_origin)
+        origin_read(frag, place, len, iov, nr_iov, read_done);
+    else
+        frag_submit(frag, DEVICE_READ, 0, place, len, iov, nr_iov, false, read_done);
+}
+
 void
 read_step(struct volume_frag *frag)
 {
@@ -24,13 +45,15 @@ read_step(struct volume_frag *frag)
     struct volume_core *core = frag->core;
     vblock_t v = pool_vblock(pool, frag->begin);
     uint64_t slot = mapcache_get(core, v), block_end = (v + 1) * pool->block_size;
-    uint64_t in_block, place, len;
+    uint64_t in_block, place, len, run_end;
+    bool from_origin;
 
     if (slot == MAP_UNKNOWN) {
         frag_lookup(frag, v);
         return;
     }
-    if (!slot_mapped(slot)) {
+    from_origin = !slot_mapped(slot) && origin_backs(core, frag->begin);
+    if (!slot_mapped(slot) && !from_origin) {
         frag->step_end = min_u64(block_end, frag->end);
         io_zero_fill(frag->io, frag->begin - frag->io->offset,
                      frag->step_end - frag->begin);
@@ -38,11 +61,12 @@ read_step(struct volume_frag *frag)
         return;
     }
     in_block = pool_block_offset(pool, frag->begin);
-    place = mapping_block(slot) * pool->block_size + in_block;
+    place = from_origin ? frag->begin : mapping_block(slot) * pool->block_size + in_block;
+    run_end = from_origin ? origin_end(frag, v) : min_u64(block_end, frag->end);
     len = 0;
     if (frag->begin % SECTOR_SIZE == 0) {
-        len = min_u64(block_end, frag->end) - frag->begin;
-        for (uint64_t i = 1; frag->begin + len < frag->end; i++) {
+        len = run_end - frag->begin;
+        for (uint64_t i = 1; !from_origin && frag->begin + len < frag->end; i++) {
             uint64_t next = mapcache_get(core, v + i);
 
             if (!slot_mapped(next) || mapping_block(next) != mapping_block(slot) + i)
@@ -56,8 +80,7 @@ read_step(struct volume_frag *frag)
     if (len > 0) {
         frag->step_begin = frag->begin;
         frag->step_end = frag->begin + len;
-        frag_submit(frag, DEVICE_READ, 0, place, len, frag->iov + 1, frag->nr_iov, false,
-                    read_done);
+        read_submit(frag, from_origin, place, len, frag->iov + 1, frag->nr_iov);
         return;
     }
     /* A part of a sector, or a whole one scattered over many pieces. */
@@ -67,6 +90,5 @@ read_step(struct volume_frag *frag)
     frag->part_end = (unsigned)min_u64(SECTOR_SIZE, frag->end - frag->step_begin);
     frag->iov[0].iov_base = frag->sector;
     frag->iov[0].iov_len = SECTOR_SIZE;
-    frag_submit(frag, DEVICE_READ, 0, place - frag->part_begin, SECTOR_SIZE, frag->iov, 1,
-                false, read_done);
+    read_submit(frag, from_origin, place - frag->part_begin, SECTOR_SIZE, frag->iov, 1);
 }

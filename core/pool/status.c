@@ -1,5 +1,5 @@
 /* What backs a range of a volume, leaf by leaf, a bounded number in one step. */
-#include "core/pool/io_private.h"
+#include "core/pool/origin.h"
 
 /* Appends [frag->begin, end); false: no more fits, or one was all that was asked for. */
 static bool
@@ -29,12 +29,21 @@ status_add(struct volume_frag *frag, uint64_t end, uint32_t flags)
     return true;
 }
 
+/* Nothing is mapped up to `end`. */
+static bool
+status_add_hole(struct volume_frag *frag, uint64_t end)
+{
+    if (origin_backs(frag->core, frag->begin) &&
+        !status_add(frag, min_u64(end, frag->core->origin_size), VOLUME_EXTENT_ORIGIN))
+        return false;
+    return status_add(frag, end, VOLUME_EXTENT_HOLE | VOLUME_EXTENT_ZERO);
+}
+
 static bool
 status_add_leaf(struct volume_frag *frag)
 {
     const struct pool_internals *in = frag->pool->in;
     uint64_t bs = frag->pool->block_size;
-    const uint32_t hole = VOLUME_EXTENT_HOLE | VOLUME_EXTENT_ZERO;
 
     for (uint32_t i = 0; i < in->nr_slots && frag->begin < frag->end; i++) {
         const struct mapping_slot *slot = &in->slots[i];
@@ -42,13 +51,13 @@ status_add_leaf(struct volume_frag *frag)
 
         if ((slot->vblock + 1) * bs <= frag->begin)
             continue;
-        if (!status_add(frag, slot->vblock * bs, hole) ||
+        if (!status_add_hole(frag, slot->vblock * bs) ||
             !status_add(frag, (slot->vblock + 1) * bs, shared ? VOLUME_EXTENT_SHARED : 0))
             return false;
     }
     if (in->slots_end > frag->end / bs)
-        return status_add(frag, frag->end, hole);
-    return status_add(frag, in->slots_end * bs, hole);
+        return status_add_hole(frag, frag->end);
+    return status_add_hole(frag, in->slots_end * bs);
 }
 
 static int

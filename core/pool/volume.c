@@ -1,7 +1,7 @@
 /* Open volumes: handles, and the state of a thin device that they share. */
 #include <stdlib.h>
 
-#include "core/pool/io_private.h"
+#include "core/pool/origin.h"
 
 /* ---- the shared state --------------------------------------------------------------------- */
 
@@ -158,11 +158,23 @@ core_make(struct pool *pool, const struct catalogue_volume *cv)
     /* It may have been open before, and written to: what is not durable counts as its. */
     core->changed_txn = commit_last_txn(pool);
     core->write_seq = pool->commit.write_seq;
+    if (cv->origin) {
+        snprintf(core->origin_identity, sizeof(core->origin_identity), "%s",
+                 cv->origin_identity);
+        core->origin_size = cv->origin_size;
+        core->origin = origin_get(pool, cv->origin);
+        if (!core->origin) {
+            free(core);
+            return NULL;
+        }
+    }
     HASH_ADD(hh, pool->cores_by_id, dev_id, sizeof(core->dev_id), core);
     if (!core->hh.tbl) {
+        origin_put(core->origin);
         free(core);
         return NULL;
     }
+    core->stats = counts_of(pool, core->dev_id);
     TAILQ_INSERT_TAIL(&pool->cores, core, link);
     return core;
 }
@@ -174,7 +186,6 @@ volume_core_hold(struct volume_core *core)
 }
 
 void
-    core->stats = counts_of(pool, core->dev_id);
 volume_core_put(struct volume_core *core)
 {
     struct pool *pool = core->pool;
@@ -187,6 +198,7 @@ volume_core_put(struct volume_core *core)
     space_drop_core(core);
     HASH_DELETE(hh, pool->cores_by_id, core);
     TAILQ_REMOVE(&pool->cores, core, link);
+    origin_put(core->origin);
     free(core);
 }
 
@@ -203,6 +215,7 @@ struct opening {
                    const struct thin_error *err);
     void *arg;
     struct metaop op;
+    struct origin_wait origin_wait;
     struct thin_task task;
     struct device_details details;
 };
@@ -245,6 +258,10 @@ opening_done(struct metaop *op, int result, const struct thin_error *err)
         result = thin_fail(&o->err, -THIN_E_SHUTDOWN, "the pool is closing");
     else if (result < 0)
         o->err = *err;
+    if (result == 0 && !o->read_only && origin_changed(o->core))
+        result = thin_fail(&o->err, -THIN_E_READ_ONLY,
+                           "the external origin is not what it was when the volume was "
+                           "made; the volume can be opened read-only");
     if (result == 0) {
         o->core->snapshotted_time = o->details.snapshotted_time;
         o->core->mapped = o->details.mapped_blocks;
@@ -261,6 +278,22 @@ opening_failed(struct thin_task *task)
     struct opening *o = container_of(task, struct opening, task);
 
     opening_end(o, o->result);
+}
+
+static void
+opening_look(struct opening *o)
+{
+    o->op.run = opening_run;
+    o->op.done = opening_done;
+    o->op.reads_only = true;
+    o->op.name = "open a volume";
+    metaop_start(o->pool, &o->op, false);
+}
+
+static void
+opening_origin(struct origin_wait *wait)
+{
+    opening_look(container_of(wait, struct opening, origin_wait));
 }
 
 static int
@@ -322,11 +355,10 @@ pool_volume_open(struct pool *pool, const char *name, bool read_only,
         loop_defer(pool->loop, &o->task);
         return;
     }
-    o->op.run = opening_run;
-    o->op.done = opening_done;
-    o->op.reads_only = true;
-    o->op.name = "open a volume";
-    metaop_start(pool, &o->op, false);
+    /* Whether it has changed decides how the volume may be opened. */
+    o->origin_wait.done = opening_origin;
+    if (!o->core->origin || !origin_wait(o->core->origin, &o->origin_wait))
+        opening_look(o);
 }
 
 void

@@ -25,6 +25,7 @@ struct rig {
     struct thin_loop *loop;
     struct crash_disk *data, *metadata;
     struct pool_params params;
+    uint32_t block_bytes; /* 0: RIG_BLOCK */
     struct pool *pool;
     int result; /* of the last call */
     struct thin_error err;
@@ -103,7 +104,7 @@ rig_try_open(bool format)
     rig.params.data = crash_disk_open(rig.data, rig.loop);
     rig.params.metadata = crash_disk_open(rig.metadata, rig.loop);
     rig.params.format = format;
-    rig.params.data_block_sectors = RIG_BLOCK / 512;
+    rig.params.data_block_sectors = (rig.block_bytes ? rig.block_bytes : RIG_BLOCK) / 512;
     rig.params.seed = random_u64(&rig.rng);
     rig.params.wall_clock_s = 1700000000;
     rig_begin();
