@@ -47,7 +47,8 @@ pools_store_prepare(const char *state_dir, int *ret_lock, struct thin_error *err
     if (fcntl(fd, F_OFD_SETLK, &lock) < 0)
         return errno == EAGAIN || errno == EACCES
                    ? thin_fail(err, -THIN_E_BUSY,
-                               "the state folder %s is in use by another thinsrv", state_dir)
+                               "the state folder %s is in use by another thinsrv",
+                               state_dir)
                    : thin_fail_code(err, -errno, "lock %s", path);
     *ret_lock = take_fd(&fd);
     return 0;

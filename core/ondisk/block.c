@@ -61,11 +61,10 @@ block_check(enum block_kind kind, const void *block, mblock_t location,
     /* Magic before checksum, as the kernel looks: a device that never held a pool is
        not a damaged one. */
     if (kind == BLOCK_SUPERBLOCK && !superblock_is_thin(block))
-        return thin_fail(err, -THIN_E_NOT_THIN,
-                         "metadata block %" PRIu64 " is no thin-pool superblock (%s)",
-                         location,
-                         is_all_zeros(block) ? "all zeros: not formatted"
-                                             : "other magic number");
+        return thin_fail(
+            err, -THIN_E_NOT_THIN,
+            "metadata block %" PRIu64 " is no thin-pool superblock (%s)", location,
+            is_all_zeros(block) ? "all zeros: not formatted" : "other magic number");
     if (found != wanted)
         return thin_fail(err, -THIN_E_CHECKSUM,
                          "metadata block %" PRIu64 " (%s): checksum is %08" PRIx32
