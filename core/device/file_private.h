@@ -36,6 +36,8 @@
 #define FILE_RING_DEPTH     128u         /* requests in one ring */
 #define FILE_BOUNCE_BYTES   (256u << 10) /* one for each thread that needs one */
 #define FILE_PAGE_BYTES     4096u
+#define FILE_FOLIO_BYTES \
+    (32u << 10) /* a buffered write in one call, so cached together */
 
 /* The unaligned request's stand-in under O_DIRECT; allocated when first needed. */
 struct file_bounce {
