@@ -12,6 +12,7 @@
 #include "core/offline/delta.h"
 #include "core/offline/live.h"
 #include "core/offline/mend.h"
+#include "core/offline/owner.h"
 #include "core/offline/shares.h"
 #include "core/offline/size.h"
 #include "core/offline/text_write.h"
@@ -62,6 +63,11 @@ thinmeta_open(const char *path, unsigned flags, struct thinmeta **ret,
                          : flags & THINMETA_SHARED ? SOURCE_READ_SHARED
                                                    : SOURCE_READ,
                          &tm->src, api_words(err));
+    if (r == 0 && flags & THINMETA_WRITE) {
+        r = owner_judge(tm->src, flags & THINMETA_TAKEOVER, api_words(err));
+        if (r < 0)
+            source_close(tm->src);
+    }
     if (r < 0) {
         free(tm);
         return r;

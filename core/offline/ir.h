@@ -7,6 +7,7 @@
 #ifndef THIN_CORE_OFFLINE_IR_H
 #define THIN_CORE_OFFLINE_IR_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "core/ondisk/block.h"
@@ -19,6 +20,8 @@ struct ir_superblock {
     uint32_t version;
     uint32_t data_block_size; /* sectors */
     uint64_t nr_data_blocks;
+    bool has_catalogue; /* `catalogue`: the device that is no volume, but thinsrv's own */
+    uint32_t catalogue;
 };
 
 struct ir_device {

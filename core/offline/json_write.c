@@ -19,6 +19,10 @@ json_superblock(void *arg, const struct ir_superblock *sb)
     textbuf_u64(t, sb->data_block_size);
     textbuf_str(t, ", \"nr_data_blocks\": ");
     textbuf_u64(t, sb->nr_data_blocks);
+    if (sb->has_catalogue) {
+        textbuf_str(t, ", \"catalogue\": ");
+        textbuf_u64(t, sb->catalogue);
+    }
     textbuf_str(t, "},\n \"devices\": [");
     w->first_device = true;
     return textbuf_line(t);

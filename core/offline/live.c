@@ -7,6 +7,7 @@
 
 #include "core/base/checked.h"
 #include "core/base/cleanup.h"
+#include "core/offline/owner.h"
 #include "core/ondisk/mapping.h"
 #include "core/ondisk/node.h"
 
@@ -192,6 +193,7 @@ live_ir_superblock(const struct live_pool *pool, struct ir_superblock *ret)
                                   .version = sb->version,
                                   .data_block_size = sb->data_block_size,
                                   .nr_data_blocks = sb->data_sm.nr_blocks};
+    ret->has_catalogue = owner_catalogue_device(sb, &ret->catalogue);
 }
 
 void

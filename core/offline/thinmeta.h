@@ -58,8 +58,9 @@ THINMETA_API const char *thinmeta_strerror(int code);
 struct thinmeta;
 
 enum {
-    THINMETA_WRITE = 1,  /* for format, restore, repair's output, mending */
-    THINMETA_SHARED = 2, /* no lock: only sound for the held snapshot of a live pool */
+    THINMETA_WRITE = 1,    /* for format, restore, repair's output, mending */
+    THINMETA_SHARED = 2,   /* no lock: only sound for the held snapshot of a live pool */
+    THINMETA_TAKEOVER = 4, /* with WRITE: also if another machine served the pool last */
 };
 
 /* A regular file or block device, with the pool's lock unless SHARED. */

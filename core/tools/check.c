@@ -4,6 +4,7 @@
 
 #include "core/offline/check.h"
 #include "core/offline/mend.h"
+#include "core/offline/owner.h"
 #include "core/tools/tool.h"
 
 struct check_args {
@@ -56,10 +57,14 @@ print_report(const struct report *rep, const struct check_result *res)
 }
 
 static void
-print_summary(const struct check_args *args, const struct report *rep,
-              const struct check_result *res)
+print_summary(const struct tool *tool, const struct check_args *args,
+              const struct report *rep, const struct check_result *res)
 {
+    uint32_t catalogue;
+
     printf("TRANSACTION_ID=%" PRIu64 "\n", res->sb.trans_id);
+    if (!tool->as_official && owner_catalogue_device(&res->sb, &catalogue))
+        printf("CATALOGUE_DEVICE=%" PRIu32 "\n", catalogue);
     /* The held snapshot has no space maps that could tell. */
     if (!args->opts.metadata_snap)
         printf("METADATA_FREE_BLOCKS=%" PRIu64 "\n",
@@ -73,6 +78,8 @@ print_summary(const struct check_args *args, const struct report *rep,
 static void
 print_json(const struct report *rep, const struct check_result *res, bool good)
 {
+    uint32_t catalogue;
+
     printf("{\"good\": %s, \"damage\": %" PRIu64 ", \"leaks\": %" PRIu64
            ", \"notes\": %" PRIu64 ",\n",
            good ? "true" : "false", rep->nr_class[REPORT_DAMAGE],
@@ -88,6 +95,10 @@ print_json(const struct report *rep, const struct check_result *res, bool good)
            ", \"unreached_metadata\": %" PRIu64 ", \"unreached_data\": %" PRIu64 ",\n",
            res->leaked_metadata, res->leaked_data, res->unreached_metadata,
            res->unreached_data);
+    if (owner_catalogue_device(&res->sb, &catalogue))
+        printf(" \"catalogue_device\": %" PRIu32 ",\n", catalogue);
+    else
+        printf(" \"catalogue_device\": null,\n");
     printf(" \"findings\": [");
     for (size_t i = 0; i < rep->nr; i++) {
         const struct finding *f = &rep->findings[i];
@@ -171,7 +182,7 @@ check_source(const struct tool *tool, const struct check_args *args,
         } else if (!args->quiet) {
             print_report(&rep, &res);
             if (res.sb_good && !args->opts.super_block_only)
-                print_summary(args, &rep, &res);
+                print_summary(tool, args, &rep, &res);
         }
     }
     if (r >= 0)
@@ -219,6 +230,7 @@ tool_check(const struct tool *tool, int argc, char **argv)
         {"super-block-only", no_argument, NULL, SUPER},
         {"strict", no_argument, NULL, STRICT},
         {"json", no_argument, NULL, JSON},
+        TOOL_LONG_TAKEOVER,
         TOOL_LONG_COMMON,
     };
     struct check_args args = {0};
@@ -228,6 +240,8 @@ tool_check(const struct tool *tool, int argc, char **argv)
     while ((opt = getopt_long(argc, argv, "hVqm::", longopts, NULL)) != -1) {
         if (tool_common_option(tool, opt, &exit_code))
             return exit_code;
+        if (opt == 0)
+            continue;
         switch (opt) {
         case 'q':
             args.quiet = true;

@@ -111,6 +111,7 @@ tool_format(const struct tool *tool, int argc, char **argv)
         {"metadata-size", required_argument, NULL, METADATA_SIZE},
         {"data-size", required_argument, NULL, DATA_SIZE},
         {"force", no_argument, NULL, FORCE},
+        TOOL_LONG_TAKEOVER,
         TOOL_LONG_COMMON,
     };
     struct format_args args = {.block_size = 64u << 10};
@@ -121,6 +122,8 @@ tool_format(const struct tool *tool, int argc, char **argv)
     while ((opt = getopt_long(argc, argv, "hV", longopts, NULL)) != -1) {
         if (tool_common_option(tool, opt, &exit_code))
             return exit_code;
+        if (opt == 0)
+            continue;
         if (opt == BLOCK_SIZE)
             good = tool_size(optarg, &args.block_size);
         else if (opt == METADATA_SIZE)

@@ -7,6 +7,7 @@
 
 #include "core/base/checked.h"
 #include "core/base/cleanup.h"
+#include "core/offline/owner.h"
 #include "core/offline/shares.h"
 #include "core/tools/tool.h"
 
@@ -59,6 +60,7 @@ struct ls_row {
     const struct live_device *dev;
     const struct device_shares *shares;
     uint64_t block_bytes;
+    bool catalogue;
 };
 
 static uint64_t
@@ -219,11 +221,11 @@ print_json(const struct ls_row *rows, size_t nr)
             printf("\"highest_block\": null, ");
         printf("\"mapped_blocks\": %" PRIu64 ", \"exclusive_blocks\": %" PRIu64
                ", \"transaction_id\": %" PRIu64 ", \"creation_time\": %" PRIu64
-               ", \"snapshotted_time\": %" PRIu64 "}",
+               ", \"snapshotted_time\": %" PRIu64 ", \"catalogue\": %s}",
                field_value(row, FIELD_MAPPED_BLOCKS),
                field_value(row, FIELD_EXCLUSIVE_BLOCKS),
                field_value(row, FIELD_TRANSACTION), field_value(row, FIELD_CREATE_TIME),
-               field_value(row, FIELD_SNAP_TIME));
+               field_value(row, FIELD_SNAP_TIME), row->catalogue ? "true" : "false");
     }
     printf("]}\n");
 }
@@ -247,6 +249,8 @@ list(const struct tool *tool, const struct ls_args *args, struct live_pool *pool
     AUTO_FREE struct device_shares *shares = calloc(nr + 1, sizeof(*shares));
     AUTO_FREE struct ls_row *rows = calloc(nr + 1, sizeof(*rows));
     bool with_shares = needs_shares(args);
+    uint32_t catalogue = CATALOGUE_NONE;
+    bool has_catalogue = owner_catalogue_device(&pool->sb, &catalogue);
     int r = 0;
 
     if (!shares || !rows)
@@ -257,7 +261,8 @@ list(const struct tool *tool, const struct ls_args *args, struct live_pool *pool
         return r;
     for (size_t i = 0; i < nr; i++)
         rows[i] = (struct ls_row){&pool->devices[i], with_shares ? &shares[i] : NULL,
-                                  (uint64_t)pool->sb.data_block_size * SECTOR_SIZE};
+                                  (uint64_t)pool->sb.data_block_size * SECTOR_SIZE,
+                                  has_catalogue && pool->devices[i].dev_id == catalogue};
     tool_progress_end();
     if (args->json)
         print_json(rows, nr);
@@ -265,6 +270,9 @@ list(const struct tool *tool, const struct ls_args *args, struct live_pool *pool
         print_official(args, rows, nr);
     else
         r = print_table(args, rows, nr);
+    if (r >= 0 && has_catalogue && !args->json && !args->no_headers && !tool->as_official)
+        printf("device %" PRIu32 " is no volume: thinsrv keeps its catalogue there\n",
+               catalogue);
     if (r >= 0 && (fflush(stdout) || ferror(stdout)))
         r = -EIO;
     return r < 0 ? thin_fail_code(err, r, "print") : 0;

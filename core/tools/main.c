@@ -10,15 +10,16 @@ const struct tool tools[] = {
      .run = tool_check,
      .synopsis = "[options] {device|file}",
      .summary = "verify everything that can be verified",
-     .usage = "  -q, --quiet                    print nothing, the exit code tells\n"
-              "      --json                     print one JSON document\n"
-              "      --strict                   leaks and notes are faults too\n"
-              "  -m, --metadata-snap[=BLOCK]    check the held snapshot\n"
-              "      --super-block-only         look at the superblock only\n"
-              "      --skip-mappings            do not walk the mapping trees\n"
-              "      --ignore-non-fatal-errors  nodes may be too empty\n"
-              "      --clear-needs-check-flag   clear the flag if all is good\n"
-              "      --auto-repair              mend leaks and counters\n"},
+     .usage =
+         "  -q, --quiet                    print nothing, the exit code tells\n"
+         "      --json                     print one JSON document\n"
+         "      --strict                   leaks and notes are faults too\n"
+         "  -m, --metadata-snap[=BLOCK]    check the held snapshot\n"
+         "      --super-block-only         look at the superblock only\n"
+         "      --skip-mappings            do not walk the mapping trees\n"
+         "      --ignore-non-fatal-errors  nodes may be too empty\n"
+         "      --clear-needs-check-flag   clear the flag if all is good\n"
+         "      --auto-repair              mend leaks, counts, mapped_blocks\n" TOOL_USAGE_TAKEOVER},
     {.verb = "dump",
      .official = "thin_dump",
      .run = tool_dump,
@@ -34,10 +35,11 @@ const struct tool tools[] = {
      .run = tool_format,
      .synopsis = "[options] --data-size SIZE METADEV",
      .summary = "make the metadata of an empty pool",
-     .usage = "      --data-size SIZE           of the data device (as 10G)\n"
-              "      --data-block-size SIZE     default 64k\n"
-              "      --metadata-size SIZE       of a file that is made\n"
-              "      --force                    also over something else\n"},
+     .usage =
+         "      --data-size SIZE           of the data device (as 10G)\n"
+         "      --data-block-size SIZE     default 64k\n"
+         "      --metadata-size SIZE       of a file that is made\n"
+         "      --force                    also over something else\n" TOOL_USAGE_TAKEOVER},
     {.verb = "restore",
      .official = "thin_restore",
      .run = tool_restore,
@@ -48,7 +50,7 @@ const struct tool tools[] = {
               "      --transaction-id N         in place of the XML's\n"
               "      --data-block-size N        sectors\n"
               "      --nr-data-blocks N\n"
-              "  -q, --quiet\n"},
+              "  -q, --quiet\n" TOOL_USAGE_TAKEOVER},
     {.verb = "size",
      .official = "thin_metadata_size",
      .run = tool_size_verb,
@@ -96,18 +98,19 @@ const struct tool tools[] = {
      .run = tool_repair,
      .synopsis = "[options] -i {device|file} -o {device|file}",
      .summary = "make good metadata from what is left of damaged",
-     .usage = "  -i, --input FILE               only read\n"
-              "  -o, --output FILE              a device or an existing file\n"
-              "      --dry-run                  only say what would be kept and lost\n"
-              "      --transaction-id N         needed when the superblock is lost\n"
-              "      --data-block-size N        sectors\n"
-              "      --nr-data-blocks N\n"},
+     .usage =
+         "  -i, --input FILE               only read\n"
+         "  -o, --output FILE              a device or an existing file\n"
+         "      --dry-run                  only say what would be kept and lost\n" TOOL_USAGE_TAKEOVER
+         "      --transaction-id N         needed when the superblock is lost\n"
+         "      --data-block-size N        sectors\n"
+         "      --nr-data-blocks N\n"},
     {.verb = "trim",
      .official = "thin_trim",
      .run = tool_trim,
      .synopsis = "--metadata-dev {device|file} --data-dev {device|file}",
      .summary = "discard the free space of the data device",
-     .usage = ""},
+     .usage = TOOL_USAGE_TAKEOVER},
     {.verb = "pack",
      .official = "thin_metadata_pack",
      .run = tool_pack,
@@ -121,7 +124,7 @@ const struct tool tools[] = {
      .synopsis = "-i FILE -o {device|file}",
      .summary = "the other way",
      .usage = "  -i, --input FILE\n"
-              "  -o, --output FILE              made if missing\n"},
+              "  -o, --output FILE              made if missing\n" TOOL_USAGE_TAKEOVER},
     {0},
 };
 

@@ -96,6 +96,7 @@ run(const struct tool *tool, int argc, char **argv,
     static const struct option longopts[] = {
         {"input", required_argument, NULL, 'i'},
         {"output", required_argument, NULL, 'o'},
+        TOOL_LONG_TAKEOVER,
         TOOL_LONG_COMMON,
     };
     const char *input = NULL, *output = NULL;
@@ -105,6 +106,8 @@ run(const struct tool *tool, int argc, char **argv,
     while ((opt = getopt_long(argc, argv, "hVi:o:", longopts, NULL)) != -1) {
         if (tool_common_option(tool, opt, &exit_code))
             return exit_code;
+        if (opt == 0)
+            continue;
         *(opt == 'i' ? &input : &output) = optarg;
     }
     if (optind != argc)

@@ -124,6 +124,7 @@ tool_repair(const struct tool *tool, int argc, char **argv)
         {"transaction-id", required_argument, NULL, TRANS},
         {"data-block-size", required_argument, NULL, BLOCK_SIZE},
         {"nr-data-blocks", required_argument, NULL, NR_DATA},
+        TOOL_LONG_TAKEOVER,
         TOOL_LONG_COMMON,
     };
     struct repair_args args = {0};
@@ -133,6 +134,8 @@ tool_repair(const struct tool *tool, int argc, char **argv)
     while ((opt = getopt_long(argc, argv, "hVi:o:", longopts, NULL)) != -1) {
         if (tool_common_option(tool, opt, &exit_code))
             return exit_code;
+        if (opt == 0)
+            continue;
         switch (opt) {
         case 'i':
             args.input = optarg;

@@ -66,6 +66,7 @@ tool_restore(const struct tool *tool, int argc, char **argv)
         {"transaction-id", required_argument, NULL, TRANS},
         {"data-block-size", required_argument, NULL, BLOCK_SIZE},
         {"nr-data-blocks", required_argument, NULL, NR_DATA},
+        TOOL_LONG_TAKEOVER,
         TOOL_LONG_COMMON,
     };
     struct restore_args args = {0};
@@ -75,6 +76,8 @@ tool_restore(const struct tool *tool, int argc, char **argv)
     while ((opt = getopt_long(argc, argv, "hVi:o:q", longopts, NULL)) != -1) {
         if (tool_common_option(tool, opt, &exit_code))
             return exit_code;
+        if (opt == 0)
+            continue;
         switch (opt) {
         case 'i':
             args.input = optarg;

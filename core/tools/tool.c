@@ -13,12 +13,14 @@
 
 #include "core/base/checked.h"
 #include "core/offline/build.h"
+#include "core/offline/owner.h"
 
 #define PROGRESS_EVERY_MS 200
 
 /* A process has one terminal and one set of signals. */
 static volatile sig_atomic_t interrupted;
 static bool progress_shown;
+int tool_takeover;
 
 const char *
 tool_name(const struct tool *tool)
@@ -204,6 +206,14 @@ tool_open(const char *path, enum source_mode mode, struct meta_source **ret_src,
     struct sigaction sa = {.sa_handler = on_signal, .sa_flags = (int)SA_RESETHAND};
     int r = source_open_path(path, mode, ret_src, err);
 
+    if (r == 0 && mode == SOURCE_WRITE) {
+        r = owner_judge(*ret_src, tool_takeover, err);
+        if (r < 0) {
+            source_close(*ret_src);
+            *ret_src = NULL;
+            thin_wrap(err, r, "%s", path);
+        }
+    }
     if (r < 0)
         return r;
     sigaction(SIGINT, &sa, NULL);

@@ -62,6 +62,18 @@ bool tool_common_option(const struct tool *tool, int opt, int *ret_exit);
         0                                                                  \
     }
 
+/*
+ * Of verbs that write, in their table of options: tool_open then passes over the mark of
+ * another machine. getopt_long sets it and returns 0: the verb goes on to the next.
+ */
+extern int tool_takeover;
+#define TOOL_LONG_TAKEOVER                                  \
+    {                                                       \
+        "force-takeover", no_argument, &tool_takeover, true \
+    }
+#define TOOL_USAGE_TAKEOVER \
+    "      --force-takeover           also if another machine served the pool last\n"
+
 /* The one argument that is left, or NULL. */
 const char *tool_argument(int argc, char **argv);
 
@@ -76,7 +88,7 @@ bool tool_size(const char *text, uint64_t *ret);
 struct build_override;
 bool tool_override(struct build_override *over, int which, const char *text);
 
-/* Opens a source with progress on a terminal. */
+/* Opens a source with progress on a terminal. For writing: heeds the owner mark. */
 int tool_open(const char *path, enum source_mode mode, struct meta_source **ret_src,
               struct thin_error *err);
 /* Ends the progress line if there is one. */

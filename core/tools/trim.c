@@ -99,6 +99,7 @@ tool_trim(const struct tool *tool, int argc, char **argv)
     static const struct option longopts[] = {
         {"metadata-dev", required_argument, NULL, METADATA},
         {"data-dev", required_argument, NULL, DATA},
+        TOOL_LONG_TAKEOVER,
         TOOL_LONG_COMMON,
     };
     const char *metadata = NULL, *data = NULL;
@@ -109,6 +110,8 @@ tool_trim(const struct tool *tool, int argc, char **argv)
     while ((opt = getopt_long(argc, argv, "hV", longopts, NULL)) != -1) {
         if (tool_common_option(tool, opt, &exit_code))
             return exit_code;
+        if (opt == 0)
+            continue;
         *(opt == METADATA ? &metadata : &data) = optarg;
     }
     if (optind != argc)
