@@ -145,6 +145,15 @@ describe(const struct nbd_client *c, const char *name, uint64_t size, uint32_t b
     (void)block_size;
 }
 
+/* NBD cannot tell its client of a new size; requests in the new room are served. */
+static void
+on_notify(void *arg)
+{
+    struct nbd_client *c = arg;
+
+    nbd_conn_set_size(c->conn, volume_size(c->attachment->volume));
+}
+
 static void
 export_opened(void *arg, struct attachment *attachment, int result,
               const struct thin_error *err)
@@ -158,6 +167,7 @@ export_opened(void *arg, struct attachment *attachment, int result,
         return;
     }
     c->attachment = attachment;
+    volume_set_notify(attachment->volume, on_notify, c);
     describe(c, c->volume_name, volume_size(attachment->volume),
              volume_block_size(attachment->volume), attachment->read_only, &export);
     log_notice("export opened peer=%s identity=%s volume=%s mode=%s", c->peer_text,

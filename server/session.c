@@ -114,6 +114,44 @@ lease_over(struct thin_timer *timer)
     session_end(s);
 }
 
+/* Only kept for a client that may come back, and holds nothing but old answers. */
+static bool
+can_be_forgotten(const struct session *s)
+{
+    if (s->ended || s->nr_conns > 0 || s->in_flight > 0)
+        return false;
+    for (unsigned i = 0; i < PROTO_VOLUMES_MAX; i++)
+        if (s->volumes[i].handle)
+            return false;
+    return true;
+}
+
+/* Room for one more of the peer's: before anybody is refused, the oldest that can be
+   forgotten goes. */
+static bool
+make_room(struct sessions *all, const struct auth_peer *peer)
+{
+    struct session *s;
+    unsigned living = 0, own = 0;
+
+    TAILQ_FOREACH(s, &all->list, link) {
+        if (s->ended)
+            continue; /* it goes with its last request */
+        living++;
+        own += strcmp(s->peer.identity, peer->identity) == 0;
+    }
+    if (living < SESSIONS_MAX && own < SESSIONS_OF_ONE_MAX)
+        return true;
+    TAILQ_FOREACH(s, &all->list, link)
+        if ((own < SESSIONS_OF_ONE_MAX ||
+             strcmp(s->peer.identity, peer->identity) == 0) &&
+            can_be_forgotten(s)) {
+            session_end(s);
+            return true;
+        }
+    return false;
+}
+
 struct session *
 session_new(struct server *server, const struct auth_peer *peer, const char *client_name,
             const char *peer_text, int *ret_code)
@@ -122,7 +160,7 @@ session_new(struct server *server, const struct auth_peer *peer, const char *cli
     struct session *s;
     uint64_t id;
 
-    if (all->nr >= SESSIONS_MAX) {
+    if (!make_room(all, peer)) {
         *ret_code = -THIN_E_LIMIT;
         return NULL;
     }

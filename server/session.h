@@ -18,7 +18,8 @@
 #include "server/server.h"
 
 #define SESSIONS_MAX        1024u
-#define SESSION_SMALL_REPLY 96u /* bytes: all that a write's reply needs */
+#define SESSIONS_OF_ONE_MAX 768u /* of one identity: it cannot keep all others out */
+#define SESSION_SMALL_REPLY 96u  /* bytes: all that a write's reply needs */
 #define SESSION_KEPT_REPLY_MAX \
     4096u /* bytes of a kept result; longer ones are made again */
 
@@ -77,7 +78,8 @@ int sessions_create(struct server *server, struct sessions **ret);
 /* All connections are gone and all volumes closed. NULL is fine. */
 void sessions_destroy(struct sessions *sessions);
 
-/* A new session of the peer; NULL with *ret_code -THIN_E_LIMIT or -ENOMEM. */
+/* A new session of the peer; NULL with *ret_code -THIN_E_LIMIT or -ENOMEM. At a limit a
+   session without connections, volumes and requests is ended before its lease is over. */
 struct session *session_new(struct server *server, const struct auth_peer *peer,
                             const char *client_name, const char *peer_text,
                             int *ret_code);
