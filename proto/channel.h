@@ -31,6 +31,9 @@ struct channel_tls_params {
 /* -THIN_E_TLS / -errno, naming the file and the reason. Waits for the disk. */
 int channel_tls_create(const struct channel_tls_params *params, struct channel_tls **ret,
                        struct thin_error *err);
+/* -THIN_E_TLS if its certificate is not one for this end: then every peer refuses it, with
+   words that do not tell why. */
+int channel_tls_check_use(const struct channel_tls *tls, struct thin_error *err);
 struct channel_tls *channel_tls_get(struct channel_tls *tls);
 void channel_tls_put(struct channel_tls *tls);
 

@@ -367,6 +367,18 @@ channel_tls_create(const struct channel_tls_params *params, struct channel_tls *
     return 0;
 }
 
+int
+channel_tls_check_use(const struct channel_tls *tls, struct thin_error *err)
+{
+    int purpose = tls->server ? X509_PURPOSE_SSL_SERVER : X509_PURPOSE_SSL_CLIENT;
+
+    if (X509_check_purpose(SSL_CTX_get0_certificate(tls->ctx), purpose, 0) == 1)
+        return 0;
+    ERR_clear_error();
+    return thin_fail(err, -THIN_E_TLS, "the certificate is not a %s's",
+                     tls->server ? "server" : "client");
+}
+
 struct channel_tls *
 channel_tls_get(struct channel_tls *tls)
 {

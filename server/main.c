@@ -81,8 +81,14 @@ load_tls(const struct server_config *c, struct channel_tls **ret_tls,
         params.allow_tls12 = true;
         r = channel_tls_create(&params, &nbd_tls, err);
     }
+    if (r == 0 && (tls || nbd_tls)) {
+        r = channel_tls_check_use(tls ? tls : nbd_tls, err);
+        if (r < 0)
+            thin_wrap(err, r, "%s", c->cert);
+    }
     if (r < 0) {
         channel_tls_put(tls);
+        channel_tls_put(nbd_tls);
         return thin_wrap(err, r, "load the certificates");
     }
     *ret_tls = tls;
@@ -309,15 +315,32 @@ raise_descriptor_limit(void)
     }
 }
 
+/* --check-config: what can be known without touching anything. */
+static int
+check_only(struct server *s)
+{
+    struct thin_error err;
+    int r = load_tls(&s->config, &s->tls, &s->nbd_tls, &err);
+
+    if (r < 0)
+        fprintf(stderr, "thinsrv: %s: %s\n", s->config_path, err.text);
+    else
+        printf("%s: good\n", s->config_path);
+    channel_tls_put(s->tls);
+    channel_tls_put(s->nbd_tls);
+    config_fini(&s->config);
+    return r < 0 ? 1 : 0;
+}
+
 static int
 start(struct server *s, sigset_t *set, struct thin_error *err)
 {
-    int r = pools_store_prepare(s->config.state_dir, &process.state_lock, err);
+    int r = load_tls(&s->config, &s->tls, &s->nbd_tls, err);
 
     if (r == 0)
-        r = auth_create(s->config.state_dir, &s->auth, err);
+        r = pools_store_prepare(s->config.state_dir, &process.state_lock, err);
     if (r == 0)
-        r = load_tls(&s->config, &s->tls, &s->nbd_tls, err);
+        r = auth_create(s->config.state_dir, &s->auth, err);
     if (r == 0)
         r = server_loop_create(LOOP_NAME, s->config.spin_us, &s->loop, err);
     if (r < 0)
@@ -417,11 +440,8 @@ main(int argc, char **argv)
     }
     process.server.config_path = config_path;
     thin_log_set_level(process.server.config.log_level);
-    if (only_check) {
-        printf("%s: good\n", config_path);
-        config_fini(&process.server.config);
-        return 0;
-    }
+    if (only_check)
+        return check_only(&process.server);
     signal(SIGPIPE, SIG_IGN);
     sigemptyset(&set);
     sigaddset(&set, SIGTERM);

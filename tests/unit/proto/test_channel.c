@@ -239,6 +239,8 @@ START_TEST(a_client_certificate_is_no_server)
     int ra, rb;
 
     ck_assert_int_eq(channel_tls_create(&params, &tls, &err), 0);
+    /* An honest owner is told before any client has to refuse it. */
+    ck_assert_int_eq(channel_tls_check_use(tls, &err), -THIN_E_TLS);
     start(load("a/host7", false, "a", NULL), tls, "localhost");
     shake(&ra, &rb);
     ck_assert_int_eq(ra, -THIN_E_TLS);
