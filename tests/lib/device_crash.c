@@ -373,13 +373,15 @@ end_change(struct crash_disk *disk, struct crash_io *c, int r)
 static int
 end_discard(struct crash_disk *disk, struct crash_io *c, int r)
 {
-    unsigned what = (unsigned)random_below(disk->rng, 4);
+    enum crash_discard what = disk->params.discard;
 
-    if (r < 0 || what == 0) {
+    if (what == CRASH_DISCARD_ANY)
+        what = (enum crash_discard)(1 + random_below(disk->rng, 3));
+    if (r < 0 || what == CRASH_DISCARD_NOTHING) {
         free_io(c);
         return r;
     }
-    if (what == 1) {
+    if (what == CRASH_DISCARD_RUBBISH) {
         uint64_t first = c->offset / CRASH_PAGE_BYTES;
 
         c->nr_pages = div_up_u64(c->offset + c->len, CRASH_PAGE_BYTES) - first;
@@ -755,6 +757,14 @@ crash_disk_read_durable(const struct crash_disk *disk, uint64_t offset, void *bu
                         uint64_t len)
 {
     crash_image_read(&disk->durable, offset, buf, len);
+}
+
+void
+crash_disk_grow(struct crash_disk *disk, uint64_t size)
+{
+    if (size > disk->size)
+        set_size(disk, size);
+    disk->flushed_size = disk->size;
 }
 
 void

@@ -30,12 +30,20 @@
 #include "core/base/random.h"
 #include "core/device/device.h"
 
+enum crash_discard {
+    CRASH_DISCARD_ANY, /* each time another */
+    CRASH_DISCARD_NOTHING,
+    CRASH_DISCARD_RUBBISH,
+    CRASH_DISCARD_ZEROES
+};
+
 struct crash_params {
     uint32_t read_error_ppm; /* of a million requests */
     uint32_t
         write_error_ppm; /* also write zeroes; a failed write may have changed parts */
     uint32_t flush_error_ppm;                /* also FUA writes */
     uint64_t latency_min_ns, latency_max_ns; /* both 0: 10 us to 2 ms */
+    enum crash_discard discard;              /* what a discard leaves */
     unsigned max_kept; /* unflushed writes held; older ones become durable. 0: 4096 */
 };
 
@@ -86,6 +94,8 @@ void crash_disk_read(const struct crash_disk *disk, uint64_t offset, void *buf,
 const void *crash_disk_page(const struct crash_disk *disk, uint64_t index);
 void crash_disk_read_durable(const struct crash_disk *disk, uint64_t offset, void *buf,
                              uint64_t len);
+/* Makes it larger, durably. */
+void crash_disk_grow(struct crash_disk *disk, uint64_t size);
 /* Puts bytes there, durable, past every rule. Whole sectors. */
 void crash_disk_write(struct crash_disk *disk, uint64_t offset, const void *buf,
                       uint64_t len);

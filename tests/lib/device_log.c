@@ -10,12 +10,14 @@ struct device_log {
     struct device_log_entry *entries;
     size_t length, room;
     size_t nr_completed;
+    unsigned nr_sources;
 };
 
 struct log_device {
     struct device base;
     struct device *inner;
     struct device_log *log;
+    unsigned source;
     void (*closed)(void *arg);
     void *closed_arg;
 };
@@ -48,7 +50,7 @@ device_log_destroy(struct device_log *log)
 }
 
 static size_t
-append(struct device_log *log, const struct device_io *io)
+append(struct device_log *log, unsigned source, const struct device_io *io)
 {
     struct device_log_entry *e;
 
@@ -59,6 +61,7 @@ append(struct device_log *log, const struct device_io *io)
     }
     e = &log->entries[log->length];
     *e = (struct device_log_entry){.op = io->op,
+                                   .source = source,
                                    .flags = io->flags,
                                    .offset = io->offset,
                                    .len = io->len,
@@ -97,7 +100,7 @@ log_submit(struct device *dev, struct device_io *io)
     lio->inner.done = inner_done;
     lio->ld = ld;
     lio->outer = io;
-    lio->entry = append(ld->log, io);
+    lio->entry = append(ld->log, ld->source, io);
     device_submit(ld->inner, &lio->inner);
 }
 
@@ -141,6 +144,7 @@ device_log_open(struct device_log *log, struct device *inner)
     ld->base.read_only = inner->read_only;
     ld->inner = inner;
     ld->log = log;
+    ld->source = log->nr_sources++;
     return &ld->base;
 }
 

@@ -15,6 +15,7 @@
 struct device_log_entry {
     enum device_op op;
     unsigned flags;
+    unsigned source; /* its device: 0 is the one opened first on the log */
     uint64_t offset, len;
     char *data;             /* WRITE: a copy; NULL otherwise */
     size_t submitted_after; /* completions delivered before it was submitted */

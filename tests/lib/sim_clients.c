@@ -287,7 +287,7 @@ sim_op_start(struct sim *sim, unsigned slot)
     if (op->kind == OP_LOOK && sim->model.volumes[slot].moment == SIM_SLOT_NONE &&
         random_below(&sim->rng, 4))
         op->kind = OP_READ;
-    else if (sim->model.volumes[slot].moment != SIM_SLOT_NONE &&
+    else if (sim->mix.look && sim->model.volumes[slot].moment != SIM_SLOT_NONE &&
              random_below(&sim->rng, 5) == 0)
         op->kind = OP_LOOK;
     /* How a discard ends at the volume's end depends on where that is. */

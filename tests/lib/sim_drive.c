@@ -19,6 +19,8 @@ sim_die(const struct sim *sim, const char *fmt, ...)
 
     fflush(stdout);
     fprintf(stderr, "SEED=%" PRIu64 ": ", sim->seed);
+    if (sim->label)
+        fprintf(stderr, "%s %" PRIu64 ": ", sim->label, sim->label_nr);
     va_start(ap, fmt);
     vfprintf(stderr, fmt, ap);
     va_end(ap);

@@ -24,7 +24,8 @@
 
 /* How often what is done, drawn anew for each seed: some seeds do without some. */
 struct sim_mix {
-    unsigned read, look, write, zeroes, discard, flush, prefetch, commit; /* weights */
+    unsigned read, look /* 0: never */, write, zeroes, discard, flush, prefetch,
+        commit;       /* weights */
     unsigned whole;   /* of 100: requests in whole blocks */
     unsigned part;    /* of 100: requests that begin or end inside a sector */
     unsigned fua;     /* of 100 */
@@ -43,6 +44,8 @@ struct sim_client {
 
 struct sim {
     uint64_t seed;
+    const char *label; /* for words: what is looked at; NULL: nothing special */
+    uint64_t label_nr;
     struct thin_random rng;
     struct thin_loop *loop;
     struct sim_model model;
