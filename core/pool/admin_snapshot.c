@@ -83,7 +83,7 @@ snapshot_apply(struct admin_job *job, struct thin_error *err)
         if (r == 0)
             r = metadata_get_device(job->pool->md, snap->origin_id, &details, &found,
                                     err);
-        if (r < 0)
+        if (r != 0)
             return r;
         snap->snapshotted_time = details.snapshotted_time;
     }
@@ -119,7 +119,7 @@ plan_one(struct admin_job *job, struct admin_snap *snap, struct thin_error *err)
         r = thin_fail(err, -THIN_E_EXISTS, "there is a volume %s already", snap->name);
     if (r == 0)
         r = admin_copy(origin, &record, err);
-    if (r < 0)
+    if (r != 0)
         return r;
     /* What is beyond a trimming origin's end is beyond the snapshot's too. */
     record->flags &= RECORD_TRIMMING | RECORD_SIZE_UNKNOWN;
@@ -254,7 +254,7 @@ rollback_plan(struct admin_job *job, struct thin_error *err)
         r = catalogue_pick_id(cat, &snap->dev_id, err);
     if (r == 0)
         r = admin_copy(volume, &old, err);
-    if (r < 0)
+    if (r != 0)
         return r;
     job->dev_id = volume->dev_id;
     snap->origin_id = from->dev_id;

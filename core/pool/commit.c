@@ -366,7 +366,7 @@ static void
 commit_merge(struct pool *pool)
 {
     struct committer *c = &pool->commit;
-    uint64_t began = loop_now_ns(pool->loop), now = began;
+    uint64_t began = loop_now_ns(pool->loop);
     struct thin_error err;
     bool more = true;
     int r = 0;
@@ -383,8 +383,7 @@ commit_merge(struct pool *pool)
             break;
         c->suspected = false;
         if (more) {
-            now = loop_now_ns(pool->loop);
-            if (now - began > POOL_STEP_NS / 2) {
+            if (loop_now_ns(pool->loop) - began > POOL_STEP_NS / 2) {
                 pool_step(pool, "merge", began);
                 loop_defer(pool->loop, &c->step_task);
                 return;

@@ -6,25 +6,27 @@ static bool
 status_add(struct volume_frag *frag, uint64_t end, uint32_t flags)
 {
     struct volume_io *io = frag->io;
-    struct volume_extent *last = NULL;
     uint64_t len;
 
     end = min_u64(end, frag->end);
     if (end <= frag->begin)
         return true;
     len = end - frag->begin;
-    if (io->ret_nr_extents > 0)
-        last = &io->extents[io->ret_nr_extents - 1];
-    if (last && last->flags == flags) {
-        last->len += len;
-    } else if (io->ret_nr_extents == io->max_extents ||
-               (last && (io->flags & VOLUME_ONE_EXTENT))) {
-        return false;
-    } else {
-        io->extents[io->ret_nr_extents].len = len;
-        io->extents[io->ret_nr_extents].flags = flags;
-        io->ret_nr_extents++;
+    if (io->ret_nr_extents > 0) {
+        struct volume_extent *last = &io->extents[io->ret_nr_extents - 1];
+
+        if (last->flags == flags) {
+            last->len += len;
+            frag->begin = end;
+            return true;
+        }
     }
+    if (io->ret_nr_extents == io->max_extents ||
+        (io->ret_nr_extents > 0 && (io->flags & VOLUME_ONE_EXTENT)))
+        return false;
+    io->extents[io->ret_nr_extents].len = len;
+    io->extents[io->ret_nr_extents].flags = flags;
+    io->ret_nr_extents++;
     frag->begin = end;
     return true;
 }
