@@ -404,7 +404,7 @@ mend(struct thinmeta *tm, const struct thinmeta_check_options *o,
     int r = 0;
 
     if (o->auto_repair && odd && res->trees_known) {
-        r = mend_space_maps(tm->src, rep, res, err);
+        r = mend_counts(tm->src, rep, res, err);
         *ret_mended = r == 0;
     }
     if (r >= 0 && o->clear_needs_check && res->needs_check &&

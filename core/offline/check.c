@@ -41,6 +41,8 @@ check_result_fini(struct check_result *res)
     counts_fini(&res->refs);
     counts_fini(&res->tree_refs);
     counts_fini(&res->data);
+    free(res->miscounts);
+    res->miscounts = NULL;
 }
 
 /* ---- superblocks --------------------------------------------------------------------- */
@@ -396,9 +398,25 @@ name_affected(struct trees *t)
 /* ---- details against trees ----------------------------------------------------------------- */
 
 static void
-compare_one(struct trees *t, const struct check_device *dev,
-            const struct check_details *det, const char *whose)
+add_miscount(struct check *c, uint64_t dev_id, uint64_t mapped_blocks)
 {
+    struct check_result *res = c->res;
+    void *array = res->miscounts;
+
+    if (more_room(&array, res->nr_miscounts, &res->room_miscounts,
+                  sizeof(*res->miscounts)) < 0) {
+        c->rep->no_memory = true;
+        return;
+    }
+    res->miscounts = array;
+    res->miscounts[res->nr_miscounts++] = (struct check_miscount){dev_id, mapped_blocks};
+}
+
+static void
+compare_one(struct trees *t, const struct check_device *dev,
+            const struct check_details *det, unsigned set)
+{
+    const char *whose = set == HELD ? "held " : "";
     struct check *c = t->c;
     const struct walk_node *root = walk_find(&c->walk, dev->root);
     const struct device_details *d = &det->details;
@@ -412,11 +430,14 @@ compare_one(struct trees *t, const struct check_device *dev,
     if (c->opts->skip_mappings || !root || root->tree != WALK_MAPPING ||
         (root->flags & (WALK_DAMAGED | WALK_PARTIAL)))
         return;
-    if (root->total != d->mapped_blocks)
-        report_add(c->rep, REPORT_DAMAGE, REPORT_AT_DETAILS, dev->dev_id,
-                   "%sdevice %" PRIu64 ": %" PRIu64
-                   " mapped blocks are recorded, its tree holds %" PRIu64,
-                   whose, dev->dev_id, d->mapped_blocks, root->total);
+    if (root->total == d->mapped_blocks)
+        return;
+    if (set == LIVE)
+        add_miscount(c, dev->dev_id, root->total);
+    report_add(c->rep, REPORT_DAMAGE, REPORT_AT_DETAILS, dev->dev_id,
+               "%sdevice %" PRIu64 ": %" PRIu64
+               " mapped blocks are recorded, its tree holds %" PRIu64,
+               whose, dev->dev_id, d->mapped_blocks, root->total);
 }
 
 /* The two trees of one set must hold the same ids. */
@@ -436,7 +457,7 @@ compare_ids(struct trees *t, unsigned set, bool details_whole, bool top_whole)
         } else if (det && !(det->sets & set)) {
             j++;
         } else if (dev && det && dev->dev_id == det->dev_id) {
-            compare_one(t, dev, det, whose);
+            compare_one(t, dev, det, set);
             i++;
             j++;
         } else if (dev && (!det || dev->dev_id < det->dev_id)) {

@@ -24,6 +24,12 @@ struct check_options {
     mblock_t snap_block;   /* with metadata_snap: 0 for the superblock's held root */
 };
 
+/* A device whose tree was read whole, and whose record says something else. */
+struct check_miscount {
+    uint64_t dev_id;
+    uint64_t mapped_blocks; /* what the tree holds */
+};
+
 struct check_result {
     struct superblock sb; /* valid if sb_good */
     bool sb_good;
@@ -36,6 +42,9 @@ struct check_result {
     uint64_t unreached_metadata, unreached_data;
     /* The walk of all but the space maps was whole: the counts below are right. */
     bool trees_known;
+    /* Of the live trees, by device id; each is a finding of damage in the details. */
+    struct check_miscount *miscounts;
+    size_t nr_miscounts, room_miscounts;
     struct counts
         tree_refs;      /* pointers to each metadata block, without the space maps' */
     struct counts refs; /* with them */

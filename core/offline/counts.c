@@ -3,6 +3,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/base/assert.h"
+
 int
 counts_init(struct counts *c, uint64_t nr)
 {
@@ -70,6 +72,18 @@ counts_carry(struct count_chunk *chunk, uint32_t e)
         return -ENOMEM;
     chunk->carry[e]++;
     return 0;
+}
+
+void
+counts_dec(struct counts *c, uint64_t b)
+{
+    uint64_t k = b / BITMAP_ENTRIES;
+    uint32_t e = (uint32_t)(b - k * BITMAP_ENTRIES);
+    struct count_chunk *chunk = c->chunk[k];
+
+    THIN_ASSERT(count_chunk_get(chunk, e) > 0);
+    if (chunk->low[e]-- == 0)
+        chunk->carry[e]--;
 }
 
 int

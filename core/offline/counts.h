@@ -53,6 +53,9 @@ counts_inc(struct counts *c, uint64_t b)
     return 0;
 }
 
+/* Takes one from block b, whose count is not 0. */
+void counts_dec(struct counts *c, uint64_t b);
+
 /* Adds one to each of `len` blocks from b on, all < nr. */
 int counts_inc_run(struct counts *c, uint64_t b, uint64_t len);
 

@@ -6,6 +6,8 @@
 
 #include "core/base/cleanup.h"
 #include "core/offline/build.h"
+#include "core/offline/leaves.h"
+#include "core/ondisk/details.h"
 
 /* Changes the superblock where it stands, the rest of its bytes kept. */
 static int
@@ -64,15 +66,92 @@ build_maps(struct block_out *out, const struct check_result *res,
     return r;
 }
 
+/* ---- details ---------------------------------------------------------------------- */
+
+struct details_copy {
+    const struct check_result *res;
+    struct tree_build tree;
+    size_t at; /* next miscount: both come by device id */
+};
+
+static int
+details_seen(void *arg, const struct leaf_ref *ref, const uint8_t *data)
+{
+    struct details_copy *copy = arg;
+    const struct check_result *res = copy->res;
+    int r = 0;
+
+    (void)ref;
+    for (uint32_t i = 0, nr = node_nr_entries(data); i < nr && r >= 0; i++) {
+        uint64_t dev_id = node_key(data, i);
+        uint8_t value[VALUE_SIZE_DETAILS];
+        struct device_details details;
+
+        device_details_decode(&details, node_value(data, i));
+        if (copy->at < res->nr_miscounts && res->miscounts[copy->at].dev_id == dev_id)
+            details.mapped_blocks = res->miscounts[copy->at++].mapped_blocks;
+        device_details_encode(&details, value);
+        r = tree_build_add(&copy->tree, dev_id, value);
+    }
+    return r;
+}
+
+/* Takes the pointer to node b from the counts, and what it alone reached: the held
+   snapshot may go on using the rest. */
+static int
+drop_node(struct meta_source *src, struct counts *refs, mblock_t b,
+          struct thin_error *err)
+{
+    AUTO_FREE uint8_t *data = NULL;
+    int r;
+
+    counts_dec(refs, b);
+    if (counts_get(refs, b))
+        return 0;
+    data = malloc(METADATA_BLOCK_SIZE);
+    if (!data)
+        return thin_fail_code(err, -ENOMEM, "release node %" PRIu64, b);
+    r = source_read(src, b, data, err);
+    if (r == 0)
+        r = block_check(BLOCK_NODE, data, b, err);
+    if (r == 0)
+        r = node_judge(data, VALUE_SIZE_DETAILS, err);
+    if (r < 0 || node_is_leaf(data))
+        return r;
+    for (uint32_t i = 0, nr = node_nr_entries(data); i < nr && r >= 0; i++)
+        r = drop_node(src, refs, node_value64(data, i), err);
+    return r;
+}
+
+static int
+build_details(struct block_out *out, const struct check_result *res,
+              struct superblock *new_sb)
+{
+    struct details_copy copy = {.res = res};
+    struct tree_shape old = {.src = out->src,
+                             .nr_blocks = res->metadata_blocks,
+                             .value_size = VALUE_SIZE_DETAILS};
+    int r = tree_build_init(&copy.tree, out, VALUE_SIZE_DETAILS);
+
+    if (r >= 0)
+        r = leaves_each(&old, res->sb.device_details_root, details_seen, &copy, out->err);
+    if (r >= 0)
+        r = tree_build_end(&copy.tree, &new_sb->device_details_root);
+    tree_build_fini(&copy.tree);
+    if (r >= 0)
+        r = drop_node(out->src, &out->refs, res->sb.device_details_root, out->err);
+    return r < 0 ? thin_wrap(out->err, r, "device details") : 0;
+}
+
 int
-mend_space_maps(struct meta_source *src, const struct report *rep,
-                const struct check_result *res, struct thin_error *err)
+mend_counts(struct meta_source *src, const struct report *rep,
+            const struct check_result *res, struct thin_error *err)
 {
     struct superblock new_sb = res->sb;
     struct block_out out;
     /* Whatever is wrong in the space maps is made anew. */
-    uint64_t mendable =
-        rep->nr_damage_at[REPORT_AT_DATA_SM] + rep->nr_damage_at[REPORT_AT_METADATA_SM];
+    uint64_t mendable = rep->nr_damage_at[REPORT_AT_DATA_SM] +
+                        rep->nr_damage_at[REPORT_AT_METADATA_SM] + res->nr_miscounts;
     int r;
 
     if (!res->trees_known || rep->nr_class[REPORT_DAMAGE] != mendable)
@@ -81,6 +160,8 @@ mend_space_maps(struct meta_source *src, const struct report *rep,
                          "use repair onto another device");
     r = block_out_init(&out, src, res->sb.metadata_sm.nr_blocks, &res->tree_refs, err);
     out.busy = &res->refs;
+    if (r >= 0 && res->nr_miscounts)
+        r = build_details(&out, res, &new_sb);
     if (r >= 0)
         r = build_maps(&out, res, &new_sb);
     block_out_fini(&out);

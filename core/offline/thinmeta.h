@@ -190,7 +190,7 @@ struct thinmeta_check_options {
     unsigned where;
     int super_block_only, skip_mappings, ignore_non_fatal;
     int clear_needs_check; /* if there is no damage (left) */
-    int auto_repair;       /* make the space maps anew if that mends what is wrong */
+    int auto_repair;       /* make counts anew if that mends what is wrong */
     thinmeta_finding_fn *finding;
     thinmeta_affected_fn *affected;
     void *arg;

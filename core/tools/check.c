@@ -146,10 +146,13 @@ mend(const struct check_args *args, struct meta_source *src, const struct report
     int r;
 
     if (args->auto_repair && mendable && res->trees_known) {
-        r = mend_space_maps(src, rep, res, err);
+        r = mend_counts(src, rep, res, err);
         if (r < 0)
             return thin_wrap(err, r, "auto-repair");
         *good = true;
+        if (!args->quiet && !args->json && res->nr_miscounts)
+            printf("the mapped blocks of %zu devices were counted anew\n",
+                   res->nr_miscounts);
         if (!args->quiet && !args->json)
             printf("the space maps were made anew\n");
     }

@@ -191,7 +191,7 @@ check(struct meta_source *src, bool mend)
     report_init(&rep);
     if (check_run(src, &opts, &rep, &res, NULL) == 0) {
         damage = rep.nr_class[REPORT_DAMAGE];
-        if (mend && res.trees_known && mend_space_maps(src, &rep, &res, NULL) == 0)
+        if (mend && res.trees_known && mend_counts(src, &rep, &res, NULL) == 0)
             damage = UINT64_MAX; /* mended: the caller looks again */
     }
     check_result_fini(&res);
