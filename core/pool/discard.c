@@ -3,6 +3,7 @@
  * step holds its range, so that no copy of an old block can come back after it.
  */
 #include "core/pool/limits.h"
+#include "core/pool/pieces.h"
 
 static void
 unmap_end(struct unmap *u, int result, const struct thin_error *err)
@@ -26,6 +27,12 @@ unmap_op_run(struct metaop *op, struct thin_error *err)
 {
     struct unmap *u = container_of(op, struct unmap, op);
 
+    if (u->still && !u->still(u)) {
+        u->ret_end = u->step_begin;
+        u->step_unmapped = 0;
+        u->given_up = true;
+        return 0;
+    }
     return metadata_unmap_step(u->pool->md, u->dev_id, u->step_begin, u->step_end,
                                UNMAP_STEP_NODES, &u->ret_end, &u->step_unmapped, err);
 }
@@ -45,7 +52,7 @@ unmap_op_done(struct metaop *op, int result, const struct thin_error *err)
     limits_unmapped(pool, u->dev_id, u->step_unmapped);
     if (u->step_unmapped > 0)
         u->txn = metadata_txn(pool->md);
-    if (core) {
+    if (core && !u->given_up) {
         mapcache_set_holes(core, u->ret_end, u->step_end);
         if (u->step_unmapped > 0)
             volume_core_changed(core, u->txn);
@@ -104,7 +111,7 @@ unmap_start(struct pool *pool, struct unmap *u)
     u->step_begin = u->step_end = u->end;
     u->unmapped = 0;
     u->txn = 0;
-    u->has_range = u->waiting = false;
+    u->has_range = u->waiting = u->given_up = false;
     u->task.run = unmap_task;
     u->task.queued = false;
     loop_defer(pool->loop, &u->task);
@@ -118,7 +125,20 @@ frag_unmapped(struct unmap *u, int result, const struct thin_error *err)
     struct volume_frag *frag = container_of(u, struct volume_frag, unmap);
 
     (void)err;
+    if (frag->if_empty && result == 0 && !u->given_up)
+        pieces_forget(frag->core, u->begin);
+    /* What the request asked for is done; that a block could be saved is no part of it. */
+    if (frag->if_empty && result != -THIN_E_ROLLED_BACK)
+        result = 0;
     frag_end(frag, result);
+}
+
+static bool
+frag_still_empty(struct unmap *u)
+{
+    struct volume_frag *frag = container_of(u, struct volume_frag, unmap);
+
+    return pieces_whole(frag->core, u->begin);
 }
 
 void
@@ -128,6 +148,7 @@ unmap_step(struct volume_frag *frag)
 
     frag->unmap.done = frag_unmapped;
     frag->unmap.dev_id = frag->core->dev_id;
+    frag->unmap.still = frag->if_empty ? frag_still_empty : NULL;
     frag->unmap.begin = pool_vblock(pool, frag->begin);
     frag->unmap.end = div_up_u64(frag->end, pool->block_size);
     unmap_start(pool, &frag->unmap);

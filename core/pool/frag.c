@@ -30,6 +30,7 @@ frag_get(struct volume_io *io, enum frag_kind kind)
     frag->result = 0;
     frag->commits_waited = 0;
     frag->partial = frag->sector_ready = false;
+    frag->if_empty = false;
     frag->resume = NULL;
     return frag;
 }

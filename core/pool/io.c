@@ -6,6 +6,7 @@
 
 #include "core/base/seeded_bug.h"
 #include "core/pool/origin.h"
+#include "core/pool/pieces.h"
 
 /* ---- answering ----------------------------------------------------------------------- */
 
@@ -218,6 +219,7 @@ advance_data(struct volume_io *io)
         return hand_out(io, FRAG_LOOKUP, io->len);
     end = run_end(io, v, slot);
     if (io->op == VOLUME_WRITE) {
+        pieces_written(core, io->offset + io->pos, end - io->pos);
         /* New blocks are written in runs of one stretch, several runs side by side. */
         if (!slot_mapped(slot) || slot_shared(core, slot)) {
             uint64_t stretch = (v / PROVISION_RUN_MAX + 1) * PROVISION_RUN_MAX;
@@ -267,6 +269,8 @@ advance_zeroes(struct volume_io *io)
 
     whole_blocks(io, &begin, &end);
     begin = kept_below(io, begin, end);
+    if (io->flags & VOLUME_NO_HOLE)
+        pieces_written(io->volume->core, at, io->len - io->pos);
     if (begin == end || (io->flags & VOLUME_NO_HOLE))
         return hand_out(io, FRAG_ZEROES, io->len);
     if (at < begin)
@@ -387,7 +391,11 @@ io_end(struct volume_io *io)
             io_finish(io, -THIN_E_NO_DATA_SPACE);
         return;
     }
-    if (!io_wait_durable(io))
+    if (pieces_note(io))
+        return;
+    if (io->result < 0)
+        io_finish(io, io->result);
+    else if (!io_wait_durable(io))
         io_finish(io, 0);
 }
 
@@ -494,6 +502,8 @@ io_direct(struct volume_io *io)
     }
     if (io->op == VOLUME_READ)
         extent_add(io, io->len, 0);
+    if (write)
+        pieces_written(core, io->offset, io->len);
     place = mapping_block(slot) * pool->block_size + in_block;
     io->dio.op = write ? DEVICE_WRITE : DEVICE_READ;
     io->dio.flags = write && (io->flags & VOLUME_FUA) ? DEVICE_FUA : 0;

@@ -224,6 +224,7 @@ struct volume_frag {
     uint64_t step_begin, step_end; /* whole sectors */
     unsigned part_begin, part_end; /* of a part sector, else 0 */
     bool partial, sector_ready;
+    bool if_empty; /* UNMAP: only a block that pieces.c holds for empty */
     struct iovec iov[FRAG_IOV_MAX + 2]; /* payload with room for zeros around it */
     unsigned nr_iov;
     struct cell cell;
@@ -291,8 +292,9 @@ void frag_submit(struct volume_frag *frag, enum device_op op, unsigned flags,
 #define IO_PARKED     4u
 #define IO_MAP_FULL   8u /* READ: the extents do not fit */
 #define IO_ADVANCING \
-    16u             /* io_advance is at work: a fragment that ends leaves it to that */
-#define IO_TAIL 32u /* the last wait (flush, FUA) was begun */
+    16u               /* io_advance is at work: a fragment that ends leaves it to that */
+#define IO_TAIL   32u /* the last wait (flush, FUA) was begun */
+#define IO_PIECES 64u /* its pieces of blocks were noted */
 
 void io_advance(struct volume_io *io);
 void io_finish(struct volume_io *io, int result);

@@ -8,6 +8,7 @@
 
 #include "core/pool/limits.h"
 #include "core/pool/origin.h"
+#include "core/pool/pieces.h"
 
 #define INTERVAL_MS_DEFAULT    1000
 #define NO_SPACE_MS_DEFAULT    60000
@@ -172,6 +173,7 @@ pool_dismantle(struct pool *pool)
     commit_stop(pool);
     copier_destroy(pool);
     limits_destroy(pool);
+    pieces_destroy(pool);
     space_destroy(pool);
     mapcache_destroy(pool);
     counts_destroy(pool);
@@ -290,6 +292,8 @@ open_geometry(struct pool *pool, struct thin_error *err)
     r = space_create(pool);
     if (r == 0)
         r = limits_create(pool);
+    if (r == 0)
+        r = pieces_create(pool);
     if (r == 0)
         r = copier_create(pool);
     if (r < 0)

@@ -22,6 +22,7 @@ struct catalogue;
 struct admin;
 struct limits;
 struct origin;
+struct pieces;
 struct mapcache;
 struct space;
 struct volume_core;
@@ -214,7 +215,8 @@ struct volume_core {
 
     struct volume_stats *stats; /* the pool's; NULL: not counted */
 
-    unsigned nr_rmw; /* part-sector writes at work: overwrites look at the cells */
+    unsigned nr_pieces; /* blocks that pieces.c remembers something of */
+    unsigned nr_rmw;    /* part-sector writes at work: overwrites look at the cells */
     struct map_page *map_hot; /* the page found last */
     LIST_HEAD(, map_page) pages;
     TAILQ_HEAD(, space_window) windows; /* most recently used first */
@@ -268,6 +270,8 @@ struct unmap {
     void (*done)(struct unmap *u, int result, const struct thin_error *err);
     uint32_t dev_id;
     vblock_t begin, end;
+    /* Asked in each step before anything is unmapped; NULL: always. */
+    bool (*still)(struct unmap *u);
     /* unmap's */
     struct pool *pool;
     uint64_t epoch;
@@ -277,7 +281,7 @@ struct unmap {
     struct metaop op;
     struct thin_task task;
     TAILQ_ENTRY(unmap) link;
-    bool has_range, waiting;
+    bool has_range, waiting, given_up;
 };
 void unmap_start(struct pool *pool, struct unmap *u);
 
@@ -336,6 +340,7 @@ struct pool {
     struct mapcache *mapcache;
     struct space *space;
     struct limits *limits;
+    struct pieces *pieces;
     LIST_HEAD(, origin) origins;
     unsigned nr_origin_openings, nr_origin_closings;
     void (*origin_open)(void *arg, struct thin_loop *loop, const char *uri,

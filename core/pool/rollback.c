@@ -9,6 +9,7 @@
  */
 #include "core/base/seeded_bug.h"
 #include "core/pool/limits.h"
+#include "core/pool/pieces.h"
 
 /* Handles whose volume may have lost something. */
 static void
@@ -185,6 +186,8 @@ next_time(struct pool *pool)
 static void
 load_again(struct pool *pool, int result, const struct thin_error *err)
 {
+    struct volume_core *core;
+
     if (result < 0) {
         rollback_failed(pool, result, err);
         return;
@@ -195,6 +198,8 @@ load_again(struct pool *pool, int result, const struct thin_error *err)
     commit_begin_epoch(pool);
     if (!seeded_bug(SEEDED_STALE_CACHE))
         mapcache_drop_all(pool);
+    TAILQ_FOREACH(core, &pool->cores, link)
+        pieces_drop_core(core);
     space_reset(pool);
     next_time(pool);
 }

@@ -2,6 +2,7 @@
 #include <stdlib.h>
 
 #include "core/pool/origin.h"
+#include "core/pool/pieces.h"
 
 /* ---- the shared state --------------------------------------------------------------------- */
 
@@ -194,6 +195,7 @@ volume_core_put(struct volume_core *core)
         return;
     THIN_ASSERT(TAILQ_EMPTY(&core->quiescing) && TAILQ_EMPTY(&core->quiesce_next));
     THIN_ASSERT(!core->telling);
+    pieces_drop_core(core);
     mapcache_drop_core(core);
     space_drop_core(core);
     HASH_DELETE(hh, pool->cores_by_id, core);
