@@ -101,6 +101,41 @@ START_TEST(what_is_written_after_a_discard_stays)
 }
 END_TEST
 
+/* The write comes when the block is found empty, and before it is unmapped. */
+START_TEST(a_write_in_the_turn_of_the_last_discard_stays)
+{
+    for (unsigned steps = 0; steps < 6; steps++) {
+        struct volume_io discard = {
+            .op = VOLUME_DISCARD, .offset = 32768, .len = 32768, .done = rig_io_done};
+        uint8_t byte = (uint8_t)(1 + steps);
+
+        ok(WRITE, 0, RIG_BLOCK);
+        ok(DISCARD, 0, 32768);
+        rig_begin();
+        volume_submit(vol, &discard);
+        for (unsigned i = 0; i < steps && !rig.told; i++)
+            sim_loop_step(rig.loop);
+        if (!rig.told) {
+            struct volume_io write = {.op = VOLUME_WRITE,
+                                      .offset = 4096,
+                                      .len = 512,
+                                      .iov = &(struct iovec){buf, 512},
+                                      .nr_iov = 1,
+                                      .done = rig_io_done};
+
+            memset(buf, byte, 512);
+            volume_submit(vol, &write);
+            (void)rig_wait();
+            rig.told = false;
+            ck_assert_int_eq(rig_wait(), 0);
+            memset(buf, 0x77, 512);
+            ck_assert(rig_holds("vol", 4096, 512, byte));
+        }
+        ok(DISCARD, 0, RIG_BLOCK);
+    }
+}
+END_TEST
+
 START_TEST(nothing_is_noted_where_discards_are_off_or_nothing_is_mapped)
 {
     struct pool_config config;
@@ -280,6 +315,7 @@ main(void)
     tcase_add_test(tcase, a_block_goes_with_its_last_piece);
     tcase_add_test(tcase, the_last_block_ends_with_the_volume);
     tcase_add_test(tcase, what_is_written_after_a_discard_stays);
+    tcase_add_test(tcase, a_write_in_the_turn_of_the_last_discard_stays);
     tcase_add_test(tcase, nothing_is_noted_where_discards_are_off_or_nothing_is_mapped);
     tcase_add_test(tcase, a_snapshot_keeps_what_is_unmapped_piece_by_piece);
     tcase_add_test(tcase, memory_is_bounded);
