@@ -102,7 +102,7 @@ make_snapshot(struct maker *m, uint32_t id)
 static int
 make_all(struct maker *m, uint32_t nr_snapshots, uint32_t nr_runs, uint32_t run_len)
 {
-    bool found;
+    bool found = false;
     int r = metadata_load(m->md, &m->err);
 
     if (r == 0)
