@@ -262,18 +262,19 @@ handle_nbd(struct reading *rd, const char *name, const char *value)
     struct server_config *c = rd->config;
 
     if (strcmp(name, "listen") == 0) {
-        unsigned old = c->nr_nbd_listen;
+        struct thin_error why;
+        struct socket_address address;
 
-        if (!add_words(rd, c->nbd_listen, &c->nr_nbd_listen, CONFIG_LISTENERS_MAX, value))
+        /* One a line: a path may hold blanks. */
+        if (c->nr_nbd_listen == CONFIG_LISTENERS_MAX)
+            return bad(rd, "too many entries in the list");
+        c->nbd_listen[c->nr_nbd_listen] = NULL;
+        if (!set_string(rd, &c->nbd_listen[c->nr_nbd_listen], value))
             return 0;
-        for (unsigned i = old; i < c->nr_nbd_listen; i++) {
-            struct thin_error why;
-            struct socket_address address;
-
-            if (socket_address_parse(c->nbd_listen[i], NBD_PORT, &address, &why) < 0)
-                return bad_err(rd, &why);
-        }
-        return 1;
+        c->nr_nbd_listen++;
+        return socket_address_parse(value, NBD_PORT, &address, &why) < 0
+                   ? bad_err(rd, &why)
+                   : 1;
     }
     if (strcmp(name, "default_export") == 0)
         return set_string(rd, &c->nbd_default_export, value);

@@ -98,7 +98,7 @@ START_TEST(every_key_is_read)
                                "[tls]\n"
                                "cert = c.pem\nkey = k.pem\nca = ca.pem\ncrl = crl.pem\n"
                                "[nbd]\n"
-                               "listen = unix:/run/nbd.sock\n"
+                               "listen = unix:/run/a place/nbd.sock\n"
                                "listen = tcp:0.0.0.0:10809\n"
                                "tls = allowed\n"
                                "default_export = tank/vol0\n"
@@ -136,7 +136,7 @@ START_TEST(every_key_is_read)
     ck_assert_str_eq(config.ca, "ca.pem");
     ck_assert_str_eq(config.crl, "crl.pem");
     ck_assert_uint_eq(config.nr_nbd_listen, 2);
-    ck_assert_str_eq(config.nbd_listen[0], "unix:/run/nbd.sock");
+    ck_assert_str_eq(config.nbd_listen[0], "unix:/run/a place/nbd.sock");
     ck_assert_str_eq(config.nbd_listen[1], "tcp:0.0.0.0:10809");
     ck_assert_int_eq(config.nbd_tls, CONFIG_NBD_TLS_ALLOWED);
     ck_assert_str_eq(config.nbd_default_export, "tank/vol0");
@@ -192,7 +192,7 @@ static const struct {
     {"[tls]\ncertificate = x\n", 4, "unknown key certificate in [tls]"},
     {"[nbd]\nlisten = /run/nbd.sock\n", 4, "/run/nbd.sock"},
     {"[nbd]\nlisten = tcp:host:99999\n", 4, "99999"},
-    {"[nbd]\nlisten = unix:/a nonsense\n", 4, "nonsense"},
+    {"[nbd]\nlisten = unix:/a\nlisten = nonsense\n", 5, "nonsense"},
     {"[nbd]\ntls = maybe\n", 4, "tls is off, allowed or required"},
     {"[nbd]\nexport = x\n", 4, "unknown key export in [nbd]"},
     {"[metrics]\nport = 1\n", 4, "unknown key port in [metrics]"},
