@@ -14,10 +14,12 @@
  */
 #include <stdlib.h>
 
-#include "core/pool/io_private.h"
+#include "core/pool/space_private.h"
 
-#define PIN_READS_MAX  16u /* of block 0, when it is met half written */
-#define PIN_FREE_SHARE 16u /* less than 1/16 of the metadata free: pins must go */
+#define PIN_READS_MAX 16u /* of block 0, when it is met half written */
+/* The oldest view goes when less than one part is free and more than the other waits. */
+#define PIN_FREE_PART 16u
+#define PIN_HELD_PART 16u
 
 struct pool_pin {
     struct pool *pool; /* NULL: lost */
@@ -80,21 +82,29 @@ pins_drop_all(struct pool *pool, int why)
         pin_drop(pin, why);
 }
 
+/* Whether views hold back more than they should: before anybody waits for the blocks, and
+   before the metadata would grow for them, which cannot be taken back. */
+static bool
+hold_too_much(struct pool *pool)
+{
+    bool grows = pool->config.extend_metadata && pool->metadata_dev->limits.grows;
+    struct tm_stats s;
+    uint64_t nr_free;
+
+    tm_get_stats(metadata_tm(pool->md), &s);
+    nr_free = s.nr_blocks - s.nr_allocated - s.nr_pending;
+    if (s.nr_pending >= TM_PENDING_MAX / 2)
+        return true;
+    return s.nr_pending >= s.nr_blocks / PIN_HELD_PART &&
+           nr_free <
+               s.reserve + s.nr_blocks / (grows ? METADATA_LOW_PART : PIN_FREE_PART);
+}
+
 void
 pins_after_commit(struct pool *pool)
 {
-    struct tm_stats stats;
-    uint64_t nr_free;
-
-    while (!LIST_EMPTY(&pool->pins)) {
-        tm_get_stats(metadata_tm(pool->md), &stats);
-        nr_free = stats.nr_blocks - stats.nr_allocated - stats.nr_pending;
-        if (stats.nr_pending < TM_PENDING_MAX / 2 &&
-            (stats.nr_pending < stats.nr_blocks / PIN_FREE_SHARE ||
-             nr_free >= stats.reserve + stats.nr_blocks / PIN_FREE_SHARE))
-            break;
+    while (!LIST_EMPTY(&pool->pins) && hold_too_much(pool))
         pins_drop_oldest(pool);
-    }
 }
 
 /* ---- taking and giving back ---------------------------------------------------------- */

@@ -13,7 +13,6 @@
 #include "core/pool/space_private.h"
 
 #define METADATA_STEP_BYTES (4u << 20) /* least growth of the metadata by itself */
-#define METADATA_LOW_PART   4u  /* it grows when less than this part of it is free */
 #define DATA_LOW_PART       10u /* the event of low water: less than this part is free */
 
 /* ---- sets of runs ------------------------------------------------------------------------ */

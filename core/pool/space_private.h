@@ -5,6 +5,8 @@
 #include "core/pool/io_private.h"
 
 #define HELD_MAX 4096u /* runs of freed blocks that may not be handed out yet */
+#define METADATA_LOW_PART \
+    4u /* the metadata grows by itself when less than this part of it is free */
 
 /* While writes wait for a full file system it is asked again so often: it does not tell. */
 #define HOST_FULL_RETRY_NS NS_PER_SEC
