@@ -59,8 +59,9 @@ read_done(struct op *op)
     struct sim *sim = op->sim;
     struct sim_volume *v = &sim->model.volumes[op->slot];
     struct sim_client *client = &sim->clients[op->slot];
-    struct sim_look look = {
-        .by = client->lossy ? v->flushed : op->id, .fua = client->lossy, .made = v->made};
+    /* What ended while it was on its way may have been overlooked. */
+    struct sim_look look = {.by = client->lossy ? min_u64(v->flushed, op->id) : op->id,
+                            .made = v->made};
     char why[512];
 
     sim->nr_looks++;
