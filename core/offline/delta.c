@@ -144,6 +144,34 @@ add(struct delta *d, enum delta_kind kind, vblock_t key, dblock_t left, dblock_t
     return r;
 }
 
+/* Takes what the shared leaf holds below `limit`, where neither tree has a leaf of its
+   own: most of two near devices. */
+static int
+take_shared(struct delta *d, uint64_t limit)
+{
+    struct stream *b = &d->streams[BOTH];
+    struct delta_run *o = &d->open;
+    const uint8_t *keys = b->data + NODE_KEYS;
+    const uint8_t *values = node_value(b->data, 0);
+    int r = add(d, DELTA_SAME, b->key, b->block, b->block);
+
+    while (r >= 0 && b->i < b->nr) {
+        uint64_t key = load_le64(keys + 8 * (size_t)b->i);
+        dblock_t block = mapping_block(load_le64(values + 8 * (size_t)b->i));
+
+        if (key >= limit)
+            break;
+        if (key - o->begin == o->len && block - o->left == o->len) {
+            o->len++;
+        } else {
+            r = end_run(d);
+            *o = (struct delta_run){DELTA_SAME, key, 1, block, block};
+        }
+        b->i++;
+    }
+    return r < 0 ? r : stream_next(d, b);
+}
+
 /* Takes the least key of the three streams. */
 static int
 step(struct delta *d)
@@ -157,8 +185,9 @@ step(struct delta *d)
         if (!d->streams[i].ended && d->streams[i].key < least)
             least = d->streams[i].key;
     if (!b->ended && b->key == least) {
-        rc = add(d, DELTA_SAME, least, b->block, b->block);
-        return rc < 0 ? rc : stream_next(d, b);
+        uint64_t limit = l->ended ? UINT64_MAX : l->key;
+
+        return take_shared(d, !r->ended && r->key < limit ? r->key : limit);
     }
     if (!l->ended && !r->ended && l->key == r->key) {
         rc = add(d, l->block == r->block ? DELTA_SAME : DELTA_DIFFERENT, least, l->block,
