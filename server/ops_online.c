@@ -6,6 +6,7 @@
 #include "core/offline/check.h"
 #include "core/offline/delta.h"
 #include "core/offline/live.h"
+#include "core/offline/owner.h"
 #include "core/offline/text_write.h"
 #include "server/dispatch.h"
 #include "server/online.h"
@@ -74,10 +75,14 @@ static int
 print_summary(struct online_job *job, const struct report *rep,
               const struct check_result *res)
 {
-    int r = online_print(job,
-                         "TRANSACTION_ID=%" PRIu64 "\nMETADATA_FREE_BLOCKS=%" PRIu64 "\n",
-                         res->sb.trans_id, res->metadata_blocks - res->metadata_used);
+    uint32_t catalogue;
+    int r = online_print(job, "TRANSACTION_ID=%" PRIu64 "\n", res->sb.trans_id);
 
+    if (r == 0 && owner_catalogue_device(&res->sb, &catalogue))
+        r = online_print(job, "CATALOGUE_DEVICE=%" PRIu32 "\n", catalogue);
+    if (r == 0)
+        r = online_print(job, "METADATA_FREE_BLOCKS=%" PRIu64 "\n",
+                         res->metadata_blocks - res->metadata_used);
     if (r == 0 && (rep->nr_class[REPORT_DAMAGE] || rep->nr_class[REPORT_LEAK]))
         r = online_print(job,
                          "%" PRIu64 " faults, %" PRIu64
