@@ -315,20 +315,30 @@ mapping_leaf(void *arg, struct walk_node *node, const uint8_t *data)
     const uint8_t *values = node_value(data, 0);
     uint32_t time = c->res->sb.time;
     bool told = false;
+    /* Neighbours are mapped to neighbours: the chunk of counts is looked up rarely. */
+    struct count_chunk *chunk = NULL;
+    uint64_t begin = 0;
 
     c->res->nr_mappings += nr;
     for (uint32_t i = 0; i < nr; i++) {
         uint64_t value = load_le64(values + 8 * (size_t)i);
+        dblock_t b = mapping_block(value);
 
-        if (__builtin_expect(
-                mapping_block(value) >= c->nr_data || mapping_time(value) > time, 0)) {
+        if (__builtin_expect(b >= c->nr_data || mapping_time(value) > time, 0)) {
             if (!told)
                 bad_mapping(t, node, data, i);
             told = true;
-            if (mapping_block(value) >= c->nr_data)
+            if (b >= c->nr_data)
                 continue;
         }
-        if (counts_inc(&c->res->data, mapping_block(value)) < 0)
+        if (!chunk || b - begin >= BITMAP_ENTRIES) {
+            begin = b - b % BITMAP_ENTRIES;
+            chunk = counts_touch(&c->res->data, b / BITMAP_ENTRIES);
+            if (!chunk)
+                return -ENOMEM;
+        }
+        if (__builtin_expect(++chunk->low[b - begin] == 0, 0) &&
+            counts_carry(chunk, (uint32_t)(b - begin)) < 0)
             return -ENOMEM;
     }
     return 0;

@@ -221,7 +221,7 @@ compare_entries(struct map_check *m, const uint8_t *body, uint64_t k, uint32_t e
         unsigned byte = body[i];
 
         /* Four counts at once; threes need a look at the overflow tree. */
-        if (!slowly && memcmp(m->expand[byte], low, 4) == 0 &&
+        if (!slowly && load_le32(m->expand[byte]) == load_le32(low) &&
             !(byte & byte >> 1 & 0x55u))
             continue;
         for (uint32_t e = 4 * i; e < 4 * i + 4 && e < end; e++)
@@ -235,7 +235,7 @@ judge_hints(struct map_check *m, const struct map_bitmap *bm, const uint8_t *dat
             uint32_t end)
 {
     uint32_t free_all = bitmap_count_free(data, BITMAP_ENTRIES);
-    uint32_t free_below = bitmap_count_free(data, end);
+    uint32_t free_below = end == BITMAP_ENTRIES ? free_all : bitmap_count_free(data, end);
     uint32_t first = bitmap_find_free(data, 0, end);
     const struct index_entry *e = &bm->entry;
     /* thin_restore 0.9 leaves one block too many counted as used in this map. */
