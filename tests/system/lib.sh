@@ -53,7 +53,7 @@ must_fail() {
 		cat "$W/err" >&2
 		fail "no word of '$words': $*"
 	}
-	[ "$(wc -l <"$W/err")" = 1 ] || {
+	[ "$code" = 2 ] || [ "$(wc -l <"$W/err")" = 1 ] || {
 		cat "$W/err" >&2
 		fail "more than one line: $*"
 	}
