@@ -222,6 +222,7 @@ static void
 open_as_before(struct run *run)
 {
     struct sim *sim = &run->sim;
+    uint64_t data_size = sim->data_size;
 
     if (sim_close(sim) < 0)
         sim_die(sim, "the pool does not close after a roll-back: %s",
@@ -231,6 +232,7 @@ open_as_before(struct run *run)
     sim_wait_call(sim, "opening the pool after a roll-back");
     sim_opened(sim);
     sim_verify_as_before(sim);
+    sim->data_size = data_size; /* what is seen now need not be durable */
     /* The disks may yet forget what a failed flush has lost. */
     sim->faulty = sim->rolled_back = true;
 }

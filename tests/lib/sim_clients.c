@@ -32,7 +32,7 @@ struct op {
     enum op_kind kind;
     uint64_t id, value;
     uint64_t begin, end;             /* of the request */
-    uint64_t changed_to, changed_at; /* what it changes; a discard: whole blocks */
+    uint64_t whole_begin, whole_end; /* of a discard: the blocks that it unmaps at once */
     bool changes;
     unsigned char *bytes;
 };
@@ -81,17 +81,34 @@ read_done(struct op *op)
 }
 
 static void
-change_done(struct op *op, bool ok)
+part_done(struct op *op, uint64_t begin, uint64_t end, bool ok)
 {
     struct sim_event ev = {.kind = SIM_EV_WRITE_ENDED,
                            .slot = op->slot,
-                           .begin = op->changed_at,
-                           .end = op->changed_to,
+                           .begin = begin,
+                           .end = end,
                            .id = op->id,
                            .ok = ok,
                            .fua = op->io.flags & VOLUME_FUA};
 
-    sim_model_apply(&op->sim->model, &ev);
+    if (begin < end)
+        sim_model_apply(&op->sim->model, &ev);
+}
+
+/*
+ * A discard of a part of a block is remembered, and done when all of the block is gone:
+ * what was there may stay or turn to zeros, until it is written again.
+ */
+static void
+change_done(struct op *op, bool ok)
+{
+    if (op->kind == OP_DISCARD && op->whole_begin < op->whole_end) {
+        part_done(op, op->begin, op->whole_begin, false);
+        part_done(op, op->whole_begin, op->whole_end, ok);
+        part_done(op, op->whole_end, op->end, false);
+    } else {
+        part_done(op, op->begin, op->end, ok && op->kind != OP_DISCARD);
+    }
     if (ok)
         note_marks(op->sim);
 }
@@ -179,10 +196,12 @@ draw_range(struct sim *sim, struct op *op, uint64_t size)
         op->begin = random_below(&sim->rng, div_up_u64(size, SIM_BLOCK)) * SIM_BLOCK;
         len =
             (1 + random_below(&sim->rng, random_below(&sim->rng, 4) ? 1 : 3)) * SIM_BLOCK;
-        /* A discard that is not of whole blocks leaves the rest alone. */
-        if (op->kind == OP_DISCARD && random_below(&sim->rng, 4) == 0) {
-            op->begin += 512 * random_below(&sim->rng, 3);
-            len += 512 * random_below(&sim->rng, 3);
+        /* Parts of blocks, large ones, so that they add up. */
+        if (op->kind == OP_DISCARD && random_below(&sim->rng, 3) == 0) {
+            op->begin += SIM_BLOCK / 4 * random_below(&sim->rng, 4);
+            len = SIM_BLOCK / 4 * (1 + random_below(&sim->rng, 6));
+            if (random_below(&sim->rng, 4) == 0)
+                op->begin += 512 * random_below(&sim->rng, 3);
         }
     } else {
         op->begin = draw_inside(sim, size);
@@ -212,21 +231,19 @@ room_for(const struct sim *sim, unsigned slot, uint64_t begin, uint64_t end)
     return true;
 }
 
-/* What of its range a request changes. False: nothing. */
 static bool
-changed_range(const struct sim *sim, struct op *op)
+op_changes(const struct op *op)
 {
-    uint64_t size = sim->model.volumes[op->slot].now.size;
+    return op->kind == OP_WRITE || op->kind == OP_ZEROES || op->kind == OP_DISCARD;
+}
 
-    op->changed_at = op->begin;
-    op->changed_to = op->end;
-    if (op->kind == OP_DISCARD) {
-        op->changed_at = round_up_u64(op->begin, SIM_BLOCK);
-        if (op->end != size)
-            op->changed_to = round_down_u64(op->end, SIM_BLOCK);
-    }
-    return op->changed_at < op->changed_to &&
-           (op->kind == OP_WRITE || op->kind == OP_ZEROES || op->kind == OP_DISCARD);
+static void
+find_whole_blocks(const struct sim *sim, struct op *op)
+{
+    op->whole_begin = round_up_u64(op->begin, SIM_BLOCK);
+    op->whole_end = op->end;
+    if (op->end != sim->model.volumes[op->slot].now.size)
+        op->whole_end = round_down_u64(op->end, SIM_BLOCK);
 }
 
 static void
@@ -248,12 +265,11 @@ buffers(struct sim *sim, struct op *op)
 static void
 begin_change(struct sim *sim, struct op *op)
 {
-    struct sim_event ev = {.kind = SIM_EV_WRITE,
-                           .slot = op->slot,
-                           .begin = op->changed_at,
-                           .end = op->changed_to};
+    struct sim_event ev = {
+        .kind = SIM_EV_WRITE, .slot = op->slot, .begin = op->begin, .end = op->end};
 
     op->changes = true;
+    find_whole_blocks(sim, op);
     if (op->kind == OP_WRITE) {
         op->value = ++sim->next_value;
         sim_fill(op->bytes, op->begin, op->end - op->begin, op->value);
@@ -298,8 +314,7 @@ sim_op_start(struct sim *sim, unsigned slot)
         draw_range(sim, op, size);
     if (op->kind != OP_FLUSH && op->begin == op->end)
         op->kind = OP_FLUSH;
-    if (op->kind != OP_FLUSH && changed_range(sim, op) &&
-        !room_for(sim, slot, op->changed_at, op->changed_to)) {
+    if (op_changes(op) && !room_for(sim, slot, op->begin, op->end)) {
         op->kind = OP_FLUSH;
         op->begin = op->end = 0;
     }
@@ -311,7 +326,7 @@ sim_op_start(struct sim *sim, unsigned slot)
         buffers(sim, op);
     if (op->kind == OP_READ || op->kind == OP_LOOK)
         client->reads++;
-    if (op->kind != OP_FLUSH && changed_range(sim, op))
+    if (op_changes(op))
         begin_change(sim, op);
     else
         op->id = sim_model_apply(&sim->model, &(struct sim_event){.kind = SIM_EV_TICK});

@@ -145,7 +145,10 @@ void
 sim_extents_end(struct sim_extents *x, uint64_t begin, uint64_t end, uint64_t submitted,
                 uint64_t at, bool ok, bool durable)
 {
-    for (unsigned i = find(x, begin); i < x->nr && x->e[i].begin < end; i++) {
+    unsigned i = split(x, begin);
+
+    split(x, end);
+    for (; i < x->nr && x->e[i].begin < end; i++) {
         struct sim_extent *e = &x->e[i];
 
         for (unsigned k = 0; k < e->nr; k++) {
