@@ -292,6 +292,7 @@ count_lock(struct bm_block *f, const char *where)
     stats->locks_held++;
     if (stats->locks_held > stats->locks_high_water)
         stats->locks_high_water = stats->locks_held;
+    THIN_ASSERT(stats->locks_held <= BM_LOCKS_MAX);
 }
 
 static int

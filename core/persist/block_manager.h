@@ -32,6 +32,10 @@
 #define BM_WRITES_MAX   16u /* writes of one cut that the device has at a time */
 #define BM_WRITE_BLOCKS 64u /* neighbours joined in one write */
 
+/* Locks held at once: the bound that `make lint` derives from the calls of the engine
+   (tests/lint/lock_bound.py). Asserted with every lock. */
+#define BM_LOCKS_MAX 10u
+
 struct block_manager;
 struct bm_block; /* a locked block */
 

@@ -268,6 +268,7 @@ btree_clone(const struct btree *t, mblock_t root, struct thin_error *err)
     return tm_inc(t->tm, root, 1, err);
 }
 
+/* LOCKS: at most BTREE_DEPTH_MAX deep */
 static int
 delete_node(const struct btree *t, mblock_t b, unsigned depth,
             const struct btree_span *span, struct thin_error *err)

@@ -24,6 +24,7 @@ struct trim {
 /*
  * Reads up to `*left` leaves of [begin, end) from the right, so that those that are
  * missing are missed together. 0, or -THIN_E_WOULD_BLOCK if any is.
+ * LOCKS: at most BTREE_DEPTH_MAX deep
  */
 static int
 fetch_ahead(const struct trim *trim, mblock_t b, unsigned depth,
@@ -61,8 +62,11 @@ fetch_ahead(const struct trim *trim, mblock_t b, unsigned depth,
 
 /* ---- counting a shared subtree --------------------------------------------------------- */
 
-/* Entries below a node, from its leaves' headers; false in *ret_all: more nodes than
-   the budget has left. */
+/*
+ * Entries below a node, from its leaves' headers; false in *ret_all: more nodes than
+ * the budget has left.
+ * LOCKS: at most BTREE_DEPTH_MAX deep
+ */
 static int
 count_entries(const struct trim *trim, mblock_t b, unsigned depth,
               const struct btree_span *span, uint32_t *nodes_left, uint64_t *count,

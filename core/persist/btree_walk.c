@@ -28,6 +28,7 @@ walk_leaf(const struct walk *walk, const void *node)
     return 0;
 }
 
+/* LOCKS: at most BTREE_DEPTH_MAX deep */
 static int
 walk_node(const struct walk *walk, mblock_t b, unsigned depth,
           const struct btree_span *span, struct thin_error *err)
@@ -67,6 +68,7 @@ btree_walk(const struct btree *t, mblock_t root, uint64_t begin, uint64_t end,
     return begin < end ? walk_node(&walk, root, 0, &span, err) : 0;
 }
 
+/* LOCKS: at most BTREE_DEPTH_MAX deep */
 static int
 measure_node(const struct btree *t, mblock_t b, unsigned depth,
              const struct btree_span *span, struct btree_shape *shape,
