@@ -49,6 +49,7 @@ pin_drop(struct pool_pin *pin, int why)
 {
     struct pool *pool = pin->pool;
 
+    THIN_ASSERT(pool); /* listed as long as it has one */
     log_notice("a reader of the metadata loses its view: %s pool=%s", thin_strerror(why),
                pool->name);
     LIST_REMOVE(pin, link);

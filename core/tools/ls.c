@@ -215,7 +215,7 @@ print_json(const struct ls_row *rows, size_t nr)
                i ? "," : "", row->dev->dev_id, field_value(row, FIELD_MAPPED_BYTES),
                field_value(row, FIELD_EXCLUSIVE_BYTES),
                field_value(row, FIELD_SHARED_BYTES));
-        if (row->shares->any)
+        if (row->shares && row->shares->any)
             printf("\"highest_block\": %" PRIu64 ", ", row->shares->highest);
         else
             printf("\"highest_block\": null, ");

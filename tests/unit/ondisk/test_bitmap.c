@@ -142,6 +142,8 @@ START_TEST(one_free_entry_is_found_wherever_it_is)
             ck_assert_uint_eq(bitmap_find_free(block, e, BITMAP_ENTRIES), e);
             ck_assert_uint_eq(bitmap_find_free(block, e, e + 1), e);
             ck_assert_uint_eq(bitmap_find_free(block, 0, e), e);
+            for (uint32_t end = e > 4 ? e - 4 : 0; end < e; end++) /* in the same word */
+                ck_assert_uint_eq(bitmap_find_free(block, 0, end), end);
             ck_assert_uint_eq(bitmap_find_free(block, e + 1, BITMAP_ENTRIES),
                               BITMAP_ENTRIES);
             ck_assert_uint_eq(bitmap_count_free(block, e), 0);
@@ -182,7 +184,10 @@ START_TEST(searches_agree_with_a_plain_loop)
                            : 0);
         for (int i = 0; i < 10; i++) {
             uint32_t end = (uint32_t)random_below(&rng, BITMAP_ENTRIES + 1);
-            uint32_t begin = (uint32_t)random_below(&rng, (uint64_t)end + 1);
+            uint32_t near_end =
+                end - (uint32_t)random_below(&rng, end < 70 ? end + 1 : 70);
+            uint32_t begin =
+                i % 2 ? near_end : (uint32_t)random_below(&rng, (uint64_t)end + 1);
 
             ck_assert_uint_eq(bitmap_find_free(block, begin, end),
                               naive_find_free(begin, end));

@@ -136,6 +136,7 @@ START_TEST(a_pool_is_not_its_volumes)
     rules("cert:vm1 admin tank\n");
     ck_assert_int_eq(auth_right_on(auth, &vm1, "tank"), AUTH_ADMIN);
     ck_assert_int_eq(auth_right_on(auth, &vm1, "tank/vol"), AUTH_NONE);
+    ck_assert(!auth_may_know_pool(auth, &vm1, "tank")); /* of volumes it says nothing */
     ck_assert(!auth_is_server_admin(auth, &vm1));
 }
 END_TEST
