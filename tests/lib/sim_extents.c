@@ -330,7 +330,9 @@ same_candidates(const struct sim_extent *a, const struct sim_extent *b)
     if (a->nr != b->nr)
         return false;
     for (unsigned k = 0; k < a->nr; k++)
-        if (a->c[k].submitted != b->c[k].submitted || a->c[k].value != b->c[k].value)
+        if (a->c[k].submitted != b->c[k].submitted || a->c[k].value != b->c[k].value ||
+            a->c[k].ended != b->c[k].ended || a->c[k].ok != b->c[k].ok ||
+            a->c[k].durable != b->c[k].durable)
             return false;
     return true;
 }
