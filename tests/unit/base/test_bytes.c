@@ -247,6 +247,7 @@ main(void)
     SRunner *runner;
     int failed;
 
+    tcase_set_timeout(tc, 30);
     tcase_add_test(tc, integers_have_their_order_at_any_alignment);
     tcase_add_test(tc, checked_arithmetic_knows_the_edge);
     tcase_add_test(tc, a_range_is_inside_only_as_a_whole);

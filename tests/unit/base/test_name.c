@@ -288,6 +288,7 @@ main(void)
     SRunner *runner;
     int failed;
 
+    tcase_set_timeout(tc, 30);
     tcase_add_test(tc, names_are_made_of_the_alphabet);
     tcase_add_test(tc, names_begin_with_a_letter_or_digit);
     tcase_add_test(tc, names_have_at_most_127_bytes);

@@ -121,6 +121,7 @@ main(void)
     SRunner *runner;
     int failed;
 
+    tcase_set_timeout(tc, 30);
     tcase_add_checked_fixture(tc, setup, NULL);
     tcase_add_test(tc, the_checksum_of_zeros_is_the_register_and_the_salt);
     tcase_add_test(tc, a_sealed_block_passes_as_its_own_kind_in_its_own_place_only);
