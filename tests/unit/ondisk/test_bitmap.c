@@ -136,7 +136,7 @@ START_TEST(one_free_entry_is_found_wherever_it_is)
             bitmap_set(block, e, count);
         ck_assert_uint_eq(bitmap_find_free(block, 0, BITMAP_ENTRIES), BITMAP_ENTRIES);
         ck_assert_uint_eq(bitmap_count_free(block, BITMAP_ENTRIES), 0);
-        for (uint32_t e = 0; e < BITMAP_ENTRIES; e += count) { /* each entry once */
+        for (uint32_t e = 0; e < BITMAP_ENTRIES; e += count) {
             bitmap_set(block, e, 0);
             ck_assert_uint_eq(bitmap_find_free(block, 0, BITMAP_ENTRIES), e);
             ck_assert_uint_eq(bitmap_find_free(block, e, BITMAP_ENTRIES), e);
