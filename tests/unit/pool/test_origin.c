@@ -361,7 +361,7 @@ END_TEST
 
 START_TEST(an_origin_that_breaks_off_fails_what_needs_it_and_heals)
 {
-    unsigned opens;
+    unsigned opens = 0;
 
     change(VOLUME_WRITE, 0, RIG_BLOCK, 0, 1);
     origin_is_bad = true;

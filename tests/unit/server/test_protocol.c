@@ -180,7 +180,7 @@ START_TEST(unknown_requests_are_answered_unsupported)
     ck_assert_uint_eq(p->reply->slot, 1);
     ck_assert_int_eq(CALL(p, SERVER_STATUS, server_status, ServerStatus)->code, 0);
     /* Known, but not served. */
-    ck_assert_int_eq(CALL(p, POOL_HANDOVER, pool_handover, PoolHandover)->code,
+    ck_assert_int_eq(CALL(p, VOLUME_TRIM, volume_trim, VolumeTrim)->code,
                      -THIN_E_UNSUPPORTED);
     peer_hang_up(p);
 }
