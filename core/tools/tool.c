@@ -244,6 +244,9 @@ tool_output_write(void *arg, const char *bytes, size_t len)
     while (len) {
         ssize_t n = write(out->fd, bytes, len);
 
+        /* A reader that has stopped reading must not hold up who wants to stop. */
+        if (n < 0 && errno == EINTR && interrupted)
+            return -THIN_E_CANCELLED;
         if (n < 0 && errno == EINTR)
             continue;
         if (n < 0)
