@@ -242,11 +242,14 @@ tool_output_write(void *arg, const char *bytes, size_t len)
     struct tool_output *out = arg;
 
     while (len) {
-        ssize_t n = write(out->fd, bytes, len);
+        ssize_t n;
 
-        /* A reader that has stopped reading must not hold up who wants to stop. */
-        if (n < 0 && errno == EINTR && interrupted)
+        /* A reader that has stopped reading must not hold up who wants to stop: the
+           signal ends a write in part, or with EINTR. */
+        if (interrupted)
             return -THIN_E_CANCELLED;
+        n = write(out->fd, bytes, len);
+
         if (n < 0 && errno == EINTR)
             continue;
         if (n < 0)
