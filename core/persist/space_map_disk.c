@@ -10,7 +10,8 @@
 #include "core/persist/sm_private.h"
 #include "core/persist/tm_private.h"
 
-#define SCAN_BITMAPS 8u /* bitmaps that one sm_find_free looks into */
+#define SCAN_BITMAPS 8u    /* bitmaps that one sm_find_free looks into */
+#define SCAN_TAKEN   4096u /* blocks that it passes whose count is 0, yet not to be had */
 
 const struct bm_validator sm_bitmap_validator = {.kind = BLOCK_BITMAP};
 
@@ -246,11 +247,15 @@ is_usable(const struct space_map *sm, dblock_t b)
            !sm_is_parked(sm, b);
 }
 
-/* The first usable run in [from, to) of a bitmap. *ret_any: some count there is 0. */
+/*
+ * The first usable run in [from, to) of a bitmap. *ret_any: some count there is 0. False:
+ * none before *ret_first, which is less than `to` if *left, how many blocks may be passed
+ * that are taken and not yet merged, came to 0.
+ */
 static bool
 scan_bitmap(const struct space_map *sm, const void *bitmap, uint64_t k, uint32_t from,
-            uint32_t to, uint64_t wanted, uint32_t *ret_first, uint32_t *ret_len,
-            bool *ret_any)
+            uint32_t to, uint64_t wanted, uint32_t *left, uint32_t *ret_first,
+            uint32_t *ret_len, bool *ret_any)
 {
     dblock_t base = k * BITMAP_ENTRIES;
     uint32_t e = from, len = 0;
@@ -258,11 +263,15 @@ scan_bitmap(const struct space_map *sm, const void *bitmap, uint64_t k, uint32_t
     *ret_any = false;
     for (;; e++) {
         e = bitmap_find_free(bitmap, e, to);
+        *ret_first = e;
         if (e == to)
             return false;
         *ret_any = true;
         if (is_usable(sm, base + e))
             break;
+        *ret_first = e + 1;
+        if (--*left == 0)
+            return false;
     }
     while (len < wanted && e + len < to && bitmap_get(bitmap, e + len) == 0 &&
            is_usable(sm, base + e + len))
@@ -317,6 +326,7 @@ sm_find_free(struct space_map *sm, dblock_t begin, dblock_t end, uint64_t wanted
 {
     uint64_t nr_blocks = sm->core.root.nr_blocks;
     dblock_t b = begin;
+    uint32_t left = SCAN_TAKEN;
     int r;
 
     if (!sm->core.overflow_learnt) {
@@ -353,11 +363,16 @@ sm_find_free(struct space_map *sm, dblock_t begin, dblock_t end, uint64_t wanted
         if (r < 0)
             return r;
         bitset_clear(&sm->suspect, k);
-        if (scan_bitmap(sm, bm_data(bitmap), k, from, to, wanted, &first, &len, &any)) {
+        if (scan_bitmap(sm, bm_data(bitmap), k, from, to, wanted, &left, &first, &len,
+                        &any)) {
             *ret_begin = base + first;
             *ret_len = len;
             *ret_next = base + first + len;
             return 0;
+        }
+        if (left == 0) {
+            b = base + first;
+            break;
         }
         if (!any && from == 0 && (to == BITMAP_ENTRIES || base + to == nr_blocks))
             bitset_set(&sm->full, k);

@@ -30,6 +30,7 @@
 #define WINDOW_BYTES       (4u << 20)
 #define WINDOW_BLOCKS_MAX  64u
 #define WINDOWS_MAX        1024u /* in one pool */
+#define WINDOW_BUCKETS     1024u
 #define WINDOW_EXTENTS_MAX 16u
 #define PASSDOWN_IN_FLIGHT 4u
 #define ZERO_BUFFER_BYTES  (1u << 20)
@@ -159,6 +160,7 @@ struct space_window {
     bool wrapped, undecided;
     TAILQ_ENTRY(space_window) link; /* core->windows, or the free list */
     TAILQ_ENTRY(space_window) all;
+    TAILQ_ENTRY(space_window) near; /* of its bucket */
 };
 TAILQ_HEAD(window_list, space_window);
 

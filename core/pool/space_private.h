@@ -57,7 +57,8 @@ struct space {
 
     struct space_window *window_objects;
     struct window_list free_windows;
-    struct window_list all; /* in use, least recently used first */
+    struct window_list all;                     /* in use, least recently used first */
+    struct window_list buckets[WINDOW_BUCKETS]; /* by volume and stretch, newest first */
     dblock_t cursor;
 };
 

@@ -11,9 +11,18 @@
 #include "core/pool/limits.h"
 #include "core/pool/space_private.h"
 
-#define FIND_LOOKS_STEP  16u /* looks in one step on the loop */
+#define FIND_LOOKS_STEP  8u  /* looks in one step on the loop */
 #define FIND_COMMITS_MAX 2u  /* commits that a claim waits for */
 #define FIND_LOOKS_WHOLE 32u /* looks after which a shorter run will do */
+
+static struct window_list *
+bucket_of(const struct volume_core *core, vblock_t v)
+{
+    uint64_t key = v / WINDOW_BLOCKS_MAX + ((uint64_t)core->dev_id << 40);
+
+    return &core->pool->space
+                ->buckets[(key * 0x9E3779B97F4A7C15ull >> 40) % WINDOW_BUCKETS];
+}
 
 static void
 window_unlink(struct space_window *w)
@@ -23,6 +32,7 @@ window_unlink(struct space_window *w)
     if (w->has_run)
         runs_remove(&sp->windows, w->dbase, w->dbase + w->nr);
     w->has_run = false;
+    TAILQ_REMOVE(bucket_of(w->core, w->v), w, near);
     TAILQ_REMOVE(&w->core->windows, w, link);
     w->core->nr_windows--;
     TAILQ_REMOVE(&sp->all, w, all);
@@ -210,6 +220,7 @@ find_run(struct metaop *op, struct thin_error *err)
     struct space_window *w = container_of(op, struct space_window, op);
     struct pool *pool = w->pool;
     struct space *sp = pool->space;
+    bool empty = false; /* a look that found nothing was a long one */
     int r;
 
     w->undecided = false;
@@ -224,7 +235,7 @@ find_run(struct metaop *op, struct thin_error *err)
             w->scan = 0;
             w->scan_end = sp->cursor;
         }
-        if (looks == FIND_LOOKS_STEP) {
+        if (looks == FIND_LOOKS_STEP || empty) {
             w->undecided = true;
             return 0;
         }
@@ -237,11 +248,14 @@ find_run(struct metaop *op, struct thin_error *err)
             return r;
         }
         w->scan = next;
+        empty = len == 0;
         if (len > w->best_len) {
             w->best_len = len;
             w->best_begin = begin;
         }
-        if (w->best_len >= w->want_nr ||
+        /* Half a window is good enough: once the pool has been gone round, one place
+           taken out of each window would make every search a long one. */
+        if (w->best_len * 2 >= w->want_nr ||
             (w->best_len > 0 && ++w->looks >= FIND_LOOKS_WHOLE))
             break;
     }
@@ -353,7 +367,7 @@ window_find(struct space_window *w, bool now)
 }
 
 static struct space_window *
-window_new(struct volume_core *core)
+window_new(struct volume_core *core, vblock_t v)
 {
     struct pool *pool = core->pool;
     struct space *sp = pool->space;
@@ -370,6 +384,7 @@ window_new(struct volume_core *core)
     }
     TAILQ_REMOVE(&sp->free_windows, w, link);
     w->core = core;
+    w->v = v;
     w->pool = pool;
     w->state = WINDOW_FINDING;
     w->epoch = pool->epoch;
@@ -380,6 +395,7 @@ window_new(struct volume_core *core)
     w->rescans = 0;
     TAILQ_INIT(&w->waiters);
     TAILQ_INSERT_HEAD(&core->windows, w, link);
+    TAILQ_INSERT_HEAD(bucket_of(core, v), w, near);
     core->nr_windows++;
     TAILQ_INSERT_TAIL(&sp->all, w, all);
     return w;
@@ -414,7 +430,9 @@ window_at(struct volume_core *core, vblock_t v, bool *ret_taken)
 {
     struct space_window *w;
 
-    TAILQ_FOREACH(w, &core->windows, link) {
+    TAILQ_FOREACH(w, bucket_of(core, v), near) {
+        if (w->core != core)
+            continue;
         if (w->single ? w->v != v : v / WINDOW_BLOCKS_MAX != w->v / WINDOW_BLOCKS_MAX)
             continue;
         if (w->state != WINDOW_READY)
@@ -457,14 +475,13 @@ space_claim(struct volume_frag *frag, vblock_t v, unsigned wanted)
         return 0;
     }
     if (!w) {
-        w = window_new(core);
+        w = window_new(core, v);
         if (!w) {
             TAILQ_INSERT_TAIL(&sp->waiters, frag, link); /* all are at work */
             return 1;
         }
         stretch = min_u64(max_u64(WINDOW_BYTES / pool->block_size, 1), WINDOW_BLOCKS_MAX);
         metadata_data_space(pool->md, &ms);
-        w->v = v;
         w->single = taken;
         if (taken) {
             /* Its place was used before and given up since. */
@@ -539,6 +556,8 @@ windows_create(struct pool *pool)
 
     TAILQ_INIT(&sp->free_windows);
     TAILQ_INIT(&sp->all);
+    for (unsigned i = 0; i < WINDOW_BUCKETS; i++)
+        TAILQ_INIT(&sp->buckets[i]);
     sp->window_objects = calloc(WINDOWS_MAX, sizeof(struct space_window));
     if (!sp->window_objects)
         return -ENOMEM;
