@@ -73,7 +73,7 @@ thinmeta_repair(struct thinmeta *src, struct thinmeta *dst,
     over.data_block_size = o.data_block_bytes / SECTOR_SIZE;
     over.have_nr_data_blocks = o.nr_data_blocks != 0;
     over.nr_data_blocks = o.nr_data_blocks;
-    r = repair_plan_make(&plan, src->src, &over, e);
+    r = repair_plan_make(&plan, src->src, &over, NULL, e);
     if (r >= 0)
         r = tell_plan(&plan, &o);
     if (r >= 0 && dst)

@@ -8,6 +8,7 @@
 #include "core/base/checked.h"
 #include "core/base/cleanup.h"
 #include "core/ondisk/node.h"
+#include "core/ondisk/trailer.h"
 
 const char *
 repair_origin_name(enum repair_origin origin)
@@ -82,9 +83,11 @@ lost_superblock(struct repair_plan *plan, const struct build_override *over,
     return 0;
 }
 
+/* `kept`: a superblock that stands in for the device's own, or NULL. */
 static int
 find_superblock(struct repair_plan *plan, struct meta_source *src,
-                const struct build_override *over, struct thin_error *err)
+                const struct build_override *over, const void *kept,
+                struct thin_error *err)
 {
     AUTO_FREE uint8_t *block = calloc(1, METADATA_BLOCK_SIZE);
     struct superblock *sb = &plan->pool.sb;
@@ -95,7 +98,9 @@ find_superblock(struct repair_plan *plan, struct meta_source *src,
     if (!block)
         return thin_fail_code(err, -ENOMEM, "repair");
     thin_error_init(&why);
-    good = source_read(src, SUPERBLOCK_LOCATION, block, &why) == 0 &&
+    if (kept)
+        memcpy(block, kept, METADATA_BLOCK_SIZE);
+    good = (kept || source_read(src, SUPERBLOCK_LOCATION, block, &why) == 0) &&
            superblock_is_thin(block) &&
            block_check(BLOCK_SUPERBLOCK, block, SUPERBLOCK_LOCATION, &why) == 0;
     if (good) {
@@ -362,26 +367,113 @@ name_origins(struct repair_plan *plan)
     }
 }
 
-int
-repair_plan_make(struct repair_plan *plan, struct meta_source *src,
-                 const struct build_override *over, struct thin_error *err)
+/* As far as the superblock's own trees lead: `kept` in its place, or NULL. */
+static int
+plan_begin(struct repair_plan *plan, struct meta_source *src,
+           const struct build_override *over, const void *kept, bool *ret_top_whole,
+           bool *ret_details_whole, struct thin_error *err)
 {
-    static const struct build_override nothing;
-    bool top_whole = false, details_whole = false;
     int r;
 
     memset(plan, 0, sizeof(*plan));
     plan->pool.src = src;
-    r = find_superblock(plan, src, over ? over : &nothing, err);
+    r = find_superblock(plan, src, over, kept, err);
     if (r >= 0)
-        r = read_own_trees(plan, &top_whole, &details_whole, err);
+        r = read_own_trees(plan, ret_top_whole, ret_details_whole, err);
     if (r >= 0)
         r = make_device_plans(plan, err);
     if (r >= 0)
         r = survey(plan, err);
+    if (r >= 0)
+        plan->trees_whole = *ret_top_whole && *ret_details_whole && survey_is_whole(plan);
+    return r;
+}
+
+/* Each device has as many mappings as its record says: no node of another time has come
+   to the place of an older one. */
+static bool
+records_agree(const struct repair_plan *plan)
+{
+    for (size_t i = 0; i < plan->pool.nr_devices; i++)
+        if (plan->pool.devices[i].details.mapped_blocks != plan->devices[i].recovered)
+            return false;
+    return true;
+}
+
+/* Two trailers of one pool, as far as they can tell. */
+static bool
+same_pool(const uint8_t *a, const uint8_t *b)
+{
+    struct catalogue_trailer one, other;
+    bool found_one = false, found_other = false;
+
+    if (catalogue_trailer_decode(a, &one, &found_one, NULL) < 0 ||
+        catalogue_trailer_decode(b, &other, &found_other, NULL) < 0 || !found_one ||
+        !found_other)
+        return true;
+    return memcmp(one.uuid, other.uuid, sizeof(one.uuid)) == 0;
+}
+
+/*
+ * The newest of the kept superblocks whose trees are whole; 1: there is one, and it is the
+ * plan now. It may be some transactions older than what was lost.
+ */
+static int
+try_kept(struct repair_plan *plan, struct meta_source *src,
+         const struct build_override *over, const struct kept *kept,
+         struct thin_error *err)
+{
+    for (unsigned i = 0; kept && i < kept->nr; i++) {
+        bool top_whole = false, details_whole = false;
+        const uint8_t *block = kept->all[i].block;
+        struct repair_plan older;
+        int r;
+
+        if (!same_pool(plan->trailer, block + SUPERBLOCK_TRAILER_OFFSET))
+            continue;
+        r = plan_begin(&older, src, over, block, &top_whole, &details_whole, err);
+
+        if (r >= 0 && older.trees_whole && !older.superblock_lost &&
+            records_agree(&older)) {
+            repair_plan_fini(plan);
+            *plan = older;
+            plan->from_kept = true;
+            plan->kept_unix_s = kept->all[i].unix_s;
+            return 1;
+        }
+        repair_plan_fini(&older);
+        if (r == -ENOMEM || r == -THIN_E_CANCELLED)
+            return r;
+    }
+    return 0;
+}
+
+int
+repair_plan_make(struct repair_plan *plan, struct meta_source *src,
+                 const struct build_override *over, const struct kept *kept,
+                 struct thin_error *err)
+{
+    static const struct build_override nothing;
+    bool top_whole = false, details_whole = false;
+    int r, found;
+
+    over = over ? over : &nothing;
+    r = plan_begin(plan, src, over, NULL, &top_whole, &details_whole, err);
+    found = r >= 0 && plan->trees_whole ? 0 : try_kept(plan, src, over, kept, err);
+    if (found < 0)
+        return found;
+    if (found == 0 && (r < 0 || plan->superblock_lost) && kept && kept->nr > 0) {
+        /* None is whole; the newest still says what the device held. */
+        repair_plan_fini(plan);
+        r = plan_begin(plan, src, over, kept->all[0].block, &top_whole, &details_whole,
+                       err);
+        plan->from_kept = true;
+        plan->kept_unix_s = kept->all[0].unix_s;
+    } else if (found == 1) {
+        r = 0;
+    }
     if (r < 0)
         return r;
-    plan->trees_whole = top_whole && details_whole && survey_is_whole(plan);
     if (!plan->trees_whole) {
         r = search_all(plan, top_whole, details_whole, err);
         if (r < 0)

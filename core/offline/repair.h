@@ -4,11 +4,13 @@
  * the builder of another device. The damaged device is only read.
  *
  * What is believed, in this order:
- *   1 the superblock's trees, as far as they can be walked;
- *   2 what the metadata space map says is in use, though the way to it is lost: leaves
+ *   1 the superblock's trees, if they are whole;
+ *   2 those of a superblock that was kept elsewhere (kept.h), the newest that is whole;
+ *   3 the superblock's trees, as far as they can be walked;
+ *   4 what the metadata space map says is in use, though the way to it is lost: leaves
  *     of details and of the top level, roots that fit a device's number of mappings,
  *     subtrees that fit the gap of one damaged node;
- *   3 older versions of lost roots, whose blocks have not been used again.
+ *   5 older versions of lost roots, whose blocks have not been used again.
  * Mappings that no pool can have (beyond the data device, of the future) are left out.
  */
 #ifndef THIN_CORE_OFFLINE_REPAIR_H
@@ -17,6 +19,7 @@
 #include <stdbool.h>
 
 #include "core/offline/build.h"
+#include "core/offline/kept.h"
 #include "core/offline/live.h"
 #include "core/offline/report.h"
 #include "core/offline/scan.h"
@@ -45,17 +48,20 @@ struct repair_plan {
     struct report lost;            /* `affected`: ranges that are lost */
     struct scan scan;
     bool scanned, superblock_lost, trees_whole;
-    bool time_lost; /* the clock is set to the latest time that is found */
+    bool from_kept;       /* the superblock is one that was kept elsewhere */
+    uint64_t kept_unix_s; /* with from_kept: when it was written */
+    bool time_lost;       /* the clock is set to the latest time that is found */
     uint64_t recovered;
     uint8_t trailer[SUPERBLOCK_TRAILER_BYTES]; /* as found in block 0 */
 };
 
 /*
- * -THIN_E_NOT_FOUND if nothing of a pool is there, -THIN_E_INVALID if the superblock is
- * lost and `over` does not say what it held.
+ * `kept` may be NULL. -THIN_E_NOT_FOUND if nothing of a pool is there, -THIN_E_INVALID if
+ * the superblock is lost and neither `kept` nor `over` says what it held.
  */
 int repair_plan_make(struct repair_plan *plan, struct meta_source *src,
-                     const struct build_override *over, struct thin_error *err);
+                     const struct build_override *over, const struct kept *kept,
+                     struct thin_error *err);
 void repair_plan_fini(struct repair_plan *plan);
 
 int repair_plan_feed(struct repair_plan *plan, const struct ir_visitor *visitor,

@@ -102,6 +102,7 @@ const struct tool tools[] = {
          "  -i, --input FILE               only read\n"
          "  -o, --output FILE              a device or an existing file\n"
          "      --dry-run                  only say what would be kept and lost\n" TOOL_USAGE_TAKEOVER
+         "      --superblocks FILE         kept ones, tried first; else looked for\n"
          "      --transaction-id N         needed when the superblock is lost\n"
          "      --data-block-size N        sectors\n"
          "      --nr-data-blocks N\n"},

@@ -2,23 +2,38 @@
 #include <inttypes.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <time.h>
 
 #include "core/offline/repair.h"
 #include "core/tools/tool.h"
 
 struct repair_args {
     const char *input, *output;
+    const char *superblocks; /* a file of them; NULL: looked for */
     struct build_override over;
     bool dry_run;
 };
+
+/* Where thinsrv keeps copies, unless its state_dir is another one. */
+#define BACKUPS_FOLDER "/var/lib/thinsrv/backups"
 
 static void
 print_plan(const struct repair_plan *plan)
 {
     const struct live_pool *pool = &plan->pool;
 
+    char when[32] = "";
+
     if (plan->superblock_lost)
         printf("the superblock is lost\n");
+    if (plan->from_kept) {
+        time_t t = (time_t)plan->kept_unix_s;
+        struct tm tm;
+
+        if (gmtime_r(&t, &tm))
+            strftime(when, sizeof(when), "%Y-%m-%d %H:%M:%S", &tm);
+        printf("the superblock is one that was kept, of %s UTC\n", when);
+    }
     if (plan->trees_whole)
         printf("both trees are whole: the space maps are made anew\n");
     for (size_t i = 0; i < pool->nr_devices; i++) {
@@ -87,11 +102,26 @@ build(const struct tool *tool, const struct repair_args *args, struct repair_pla
     return r;
 }
 
+/* What was kept of this device. None is no mistake, unless a file of them was named. */
+static int
+read_kept(const struct repair_args *args, struct kept *ret, struct thin_error *err)
+{
+    char path[KEPT_PATH_MAX + 64];
+
+    memset(ret, 0, sizeof(*ret));
+    if (args->superblocks)
+        return kept_read(args->superblocks, ret, err);
+    if (kept_find(BACKUPS_FOLDER, args->input, path, sizeof(path)) == 0)
+        kept_read(path, ret, NULL);
+    return 0;
+}
+
 static int
 repair(const struct tool *tool, const struct repair_args *args, struct thin_error *err)
 {
     struct meta_source *src = NULL;
     struct repair_plan plan;
+    struct kept kept;
     int r;
 
     if (args->output && same_file(args->input, args->output))
@@ -101,7 +131,13 @@ repair(const struct tool *tool, const struct repair_args *args, struct thin_erro
     r = tool_open(args->input, SOURCE_READ, &src, err);
     if (r < 0)
         return r;
-    r = repair_plan_make(&plan, src, &args->over, err);
+    r = read_kept(args, &kept, err);
+    if (r < 0) {
+        source_close(src);
+        return r;
+    }
+    r = repair_plan_make(&plan, src, &args->over, &kept, err);
+    kept_fini(&kept);
     tool_progress_end();
     if (r >= 0 && !tool->as_official)
         print_plan(&plan);
@@ -116,7 +152,7 @@ repair(const struct tool *tool, const struct repair_args *args, struct thin_erro
 int
 tool_repair(const struct tool *tool, int argc, char **argv)
 {
-    enum { TRANS = 256, BLOCK_SIZE, NR_DATA, DRY_RUN };
+    enum { TRANS = 256, BLOCK_SIZE, NR_DATA, DRY_RUN, SUPERBLOCKS };
     static const struct option longopts[] = {
         {"input", required_argument, NULL, 'i'},
         {"output", required_argument, NULL, 'o'},
@@ -124,6 +160,7 @@ tool_repair(const struct tool *tool, int argc, char **argv)
         {"transaction-id", required_argument, NULL, TRANS},
         {"data-block-size", required_argument, NULL, BLOCK_SIZE},
         {"nr-data-blocks", required_argument, NULL, NR_DATA},
+        {"superblocks", required_argument, NULL, SUPERBLOCKS},
         TOOL_LONG_TAKEOVER,
         TOOL_LONG_COMMON,
     };
@@ -145,6 +182,9 @@ tool_repair(const struct tool *tool, int argc, char **argv)
             break;
         case DRY_RUN:
             args.dry_run = true;
+            break;
+        case SUPERBLOCKS:
+            args.superblocks = optarg;
             break;
         default:
             if (!tool_override(&args.over, opt - TRANS, optarg))

@@ -215,7 +215,7 @@ repair(struct meta_source *src)
 
     thin_error_init(&err);
     memset(output, 0, BYTES);
-    r = repair_plan_make(&plan, src, &over, &err);
+    r = repair_plan_make(&plan, src, &over, NULL, &err);
     if (r == 0) {
         r = builder_init(&b, dst, NULL, &err);
         if (r == 0)

@@ -251,7 +251,7 @@ repair_round(struct rig *rig)
     thin_error_init(&err);
     memset(rig->output, 0, BYTES);
     memset(rig->seen, 0, sizeof(*rig->seen));
-    r = repair_plan_make(&plan, src, NULL, &err);
+    r = repair_plan_make(&plan, src, NULL, NULL, &err);
     ck_assert_msg(r == 0, "%s", err.text);
     ck_assert_int_eq(repair_plan_feed(&plan, &model_visitor, rig, &err), 0);
     assert_lost_is_told(rig, &plan);
