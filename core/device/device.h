@@ -173,8 +173,9 @@ struct device_file_params {
     bool direct; /* O_DIRECT */
     bool create; /* O_CREAT|O_EXCL, of `create_size` bytes, raw */
     uint64_t create_size;
-    bool allocate_in_full;    /* with create: every byte gets its place (metadata) */
-    bool no_lock;             /* for readers that must not hinder anyone */
+    bool allocate_in_full; /* with create: every byte gets its place (metadata) */
+    bool no_lock;          /* for readers that must not hinder anyone */
+    bool pad_tail; /* with read_only: a last part of a sector counts, followed by zeros */
     enum device_file_way way; /* AUTO unless a test, a bench or a switch says otherwise */
 };
 

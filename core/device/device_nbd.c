@@ -32,7 +32,8 @@ any_up(const struct nbd_device *n)
 /* ---- what the server has ----------------------------------------------------------------- */
 
 static int
-read_info(struct nbd_handle *h, struct nbd_export_info *info, struct thin_error *err)
+read_info(struct nbd_handle *h, bool read_only, struct nbd_export_info *info,
+          uint64_t *ret_data_end, struct thin_error *err)
 {
     int64_t size = nbd_get_size(h);
     int64_t unit = nbd_get_block_size(h, LIBNBD_SIZE_MINIMUM);
@@ -55,6 +56,10 @@ read_info(struct nbd_handle *h, struct nbd_export_info *info, struct thin_error 
     info->max_bytes =
         (uint32_t)round_down_u64(min_u64((uint64_t)max, 1u << 30), info->unit);
     info->size = round_down_u64((uint64_t)size, info->unit);
+    /* Who only reads gets a last part of a sector too, from servers that count in bytes. */
+    if (read_only && unit <= 1)
+        info->size = round_up_u64((uint64_t)size, SECTOR_SIZE);
+    *ret_data_end = min_u64(info->size, (uint64_t)size);
     info->read_only = nbd_is_read_only(h) > 0;
     info->flush = nbd_can_flush(h) > 0;
     info->fua = nbd_can_fua(h) > 0;
@@ -305,11 +310,12 @@ nbd_link_is_up(struct nbd_link *link)
 {
     struct nbd_device *n = link->n;
     struct nbd_export_info info;
+    uint64_t data_end = 0;
     struct thin_error err;
     int r;
 
     thin_error_init(&err);
-    r = read_info(link->handle, &info, &err);
+    r = read_info(link->handle, n->wants_read_only, &info, &data_end, &err);
     if (r == 0)
         r = judge_info(n, &info, &err);
     if (n->opening && r < 0) {
@@ -327,16 +333,31 @@ nbd_link_is_up(struct nbd_link *link)
             return;
         }
     } else if (n->opening) {
+        n->data_end = data_end;
         first_open(n, &info);
         start_others(n);
     } else if (r < 0) {
         give_up(n, &err, r);
         return;
     } else {
+        n->data_end = data_end;
         open_again(n, &info);
         start_others(n);
     }
     nbd_service(n);
+}
+
+void
+nbd_link_refused(struct nbd_link *link, const struct thin_error *err, int code)
+{
+    struct nbd_device *n = link->n;
+
+    if (n->opening) {
+        n->open_error = *err;
+        finish_open(n, code);
+    } else {
+        give_up(n, err, code);
+    }
 }
 
 void
@@ -371,7 +392,10 @@ nbd_free(struct nbd_device *n)
     loop_defer_cancel(loop, &n->start_task);
     loop_defer_cancel(loop, &n->opened_task);
     loop_defer_cancel(loop, &n->resized_task);
+    if (n->ask.gone)
+        n->ask.gone(n->ask.arg);
     free(n->bounce_mem);
+    free(n->query);
     free(n->uri);
     free(n);
 }
@@ -443,9 +467,14 @@ resized_run(struct thin_task *task)
 }
 
 static int
-allocate(struct nbd_device *n, const char *uri)
+allocate(struct nbd_device *n, const struct device_nbd_params *params)
 {
-    n->uri = strdup(uri);
+    n->uri = strdup(params->uri);
+    if (params->ask.query) {
+        n->query = strdup(params->ask.query);
+        if (!n->query)
+            return -ENOMEM;
+    }
     n->bounce_mem = malloc((size_t)NBD_BOUNCES * NBD_PIECE_BYTES);
     if (!n->uri || !n->bounce_mem)
         return -ENOMEM;
@@ -498,7 +527,7 @@ device_nbd_open(struct thin_loop *loop, const struct device_nbd_params *params,
     init(n, params);
     n->opened = opened;
     n->opened_arg = arg;
-    r = allocate(n, params->uri);
+    r = allocate(n, params);
     if (r == 0)
         r = loop_timer_set(loop, &n->open_timer,
                            loop_now_ns(loop) + n->connect_timeout_ms * NS_PER_MS);
@@ -506,6 +535,8 @@ device_nbd_open(struct thin_loop *loop, const struct device_nbd_params *params,
         nbd_free(n);
         return thin_fail_code(err, r, "open %s", params->uri);
     }
+    n->ask = params->ask;
+    n->ask.query = n->query;
     n->opening = true;
     loop_defer(loop, &n->start_task);
     return 0;

@@ -31,6 +31,25 @@
 #define DEVICE_NBD_CONNECT_MS      10000u
 #define DEVICE_NBD_ANSWER_MS       60000u
 
+#define DEVICE_NBD_ASK_NAMES_MAX 128u /* names in one answer */
+#define DEVICE_NBD_ASK_NAME_MAX  96u  /* bytes of one, with NUL */
+
+/*
+ * A question to the server, put at every connection before the export is opened: which
+ * meta contexts does it list for `query`? No names from a server that does not know
+ * the question.
+ */
+struct device_nbd_ask {
+    const char *query; /* NULL: nothing is asked. Copied */
+    /* On the loop. 0, or negative with words: then the export is not opened, and a device
+       that was open is lost. -THIN_E_LIMIT is said by the device for too many names. */
+    int (*answered)(void *arg, const char *const *names, unsigned nr,
+                    struct thin_error *err);
+    void (*gone)(
+        void *arg); /* last call, if device_nbd_open gave 0: the device is freed */
+    void *arg;
+};
+
 struct device_nbd_params {
     /*
      * nbd://HOST[:PORT]/EXPORT, nbds:// with TLS, nbd+unix:///EXPORT?socket=PATH. For
@@ -43,6 +62,7 @@ struct device_nbd_params {
     unsigned connections;        /* 0: 1. More than one only if the server allows it */
     unsigned connect_timeout_ms; /* 0: DEVICE_NBD_CONNECT_MS */
     unsigned answer_timeout_ms;  /* 0: DEVICE_NBD_ANSWER_MS */
+    struct device_nbd_ask ask;
 };
 
 /* `dev` is NULL when `result` is negative; `err` lives until this returns. */

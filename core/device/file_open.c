@@ -237,14 +237,19 @@ find_direct_alignment(struct file_device *f, const char *path)
 }
 
 static int
-find_size(struct file_device *f, const struct stat *st, const char *path,
-          struct thin_error *err)
+find_size(struct file_device *f, const struct stat *st,
+          const struct device_file_params *p, struct thin_error *err)
 {
+    const char *path = p->path;
     uint64_t bytes = (uint64_t)st->st_size;
 
     if (f->is_block && ioctl(f->fd, BLKGETSIZE64, &bytes) < 0)
         return thin_fail_code(err, -errno, "get the size of %s", path);
     f->base.size = round_down_u64(bytes, SECTOR_SIZE);
+    if (p->pad_tail && p->read_only && !f->direct && bytes % SECTOR_SIZE) {
+        f->base.size += SECTOR_SIZE;
+        f->data_end = bytes;
+    }
     if (f->direct && f->base.size % f->offset_align)
         return thin_fail(err, -THIN_E_INVALID,
                          "%s: size %llu is not a multiple of %u, which direct I/O needs "
@@ -333,7 +338,7 @@ open_parts(struct file_device *f, const struct device_file_params *p,
     f->mem_align = 1;
     if (f->direct)
         find_direct_alignment(f, p->path);
-    r = find_size(f, &st, p->path, err);
+    r = find_size(f, &st, p, err);
     if (r < 0)
         return r;
     find_limits(f, &st);

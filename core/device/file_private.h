@@ -82,6 +82,7 @@ struct file_device {
     bool direct;
     enum device_file_way way;
     uint32_t offset_align, mem_align; /* O_DIRECT; 1 otherwise */
+    uint64_t data_end; /* in the last sector, which zeros fill up; 0: no such sector */
 
     /* The loop's. */
     bool nowait; /* preadv2(RWF_NOWAIT) is answered here */
@@ -156,6 +157,12 @@ int file_run_space(struct file_device *f, struct device_io *io,
 /* Writes zeros over the request's range. */
 int file_write_zeros(struct file_device *f, const struct device_io *io,
                      struct file_bounce *bounce);
+
+/*
+ * A read that has moved io->driver_u64[0] bytes and finds no more: true if it has come to
+ * the end inside the last sector. The rest of it is then zeros. Does not wait.
+ */
+bool file_pad_sector(const struct file_device *f, const struct device_io *io);
 
 /* ---- file_lanes.c --------------------------------------------------------------------------- */
 

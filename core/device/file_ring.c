@@ -122,6 +122,8 @@ completed(struct file_device *f, struct device_io *io, int res)
         io->driver_u64[0] += (unsigned)res;
     if (wants_thread(res) || (res > 0 && io->driver_u64[0] < io->len))
         file_send_lane(f, FILE_LANE_IO, io);
+    else if (res == 0 && file_pad_sector(f, io))
+        file_ended(f, io, 0);
     else if (res <= 0)
         /* Nothing moved: the file is shorter than the size we recorded. */
         file_ended(f, io, res < 0 ? res : -EIO);

@@ -53,6 +53,18 @@ write_bytes(const struct file_device *f, uint64_t pos, uint64_t left)
     return f->direct ? left : min_u64(left, FILE_FOLIO_BYTES - pos % FILE_FOLIO_BYTES);
 }
 
+bool
+file_pad_sector(const struct file_device *f, const struct device_io *io)
+{
+    static const char zeros[SECTOR_SIZE];
+    uint64_t at = io->driver_u64[0];
+
+    if (io->op != DEVICE_READ || f->data_end == 0 || io->offset + at != f->data_end)
+        return false;
+    device_iov_from_buf(io, at, zeros, io->len - at);
+    return true;
+}
+
 static int
 rw_pieces(struct file_device *f, struct device_io *io)
 {
@@ -75,6 +87,8 @@ rw_pieces(struct file_device *f, struct device_io *io)
             continue;
         if (moved < 0)
             return -errno;
+        if (moved == 0 && file_pad_sector(f, io))
+            return 0;
         /* The file has become shorter than the size we recorded. */
         if (moved == 0)
             return -EIO;

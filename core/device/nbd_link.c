@@ -80,13 +80,13 @@ resolver_main(void *arg)
 }
 
 static int
-set_up_handle(struct nbd_handle *h)
+set_up_handle(struct nbd_handle *h, bool asks)
 {
     /* Certificates are named in the URI. A read is counted, so that what a server leaves
        out never passes for data: no need to clear the buffer first. */
     if (nbd_set_uri_allow_local_file(h, true) < 0 ||
         nbd_add_meta_context(h, LIBNBD_CONTEXT_BASE_ALLOCATION) < 0 ||
-        nbd_set_pread_initialize(h, false) < 0)
+        nbd_set_pread_initialize(h, false) < 0 || nbd_set_opt_mode(h, asks) < 0)
         return -ENOMEM;
     return 0;
 }
@@ -113,7 +113,7 @@ start_thread(struct nbd_resolver *v)
 }
 
 static int
-resolver_create(const char *uri, struct nbd_resolver **ret)
+resolver_create(const char *uri, bool asks, struct nbd_resolver **ret)
 {
     struct nbd_resolver *v = calloc(1, sizeof(*v));
     int r = -ENOMEM;
@@ -133,7 +133,7 @@ resolver_create(const char *uri, struct nbd_resolver **ret)
     else if (!v->uri || !v->handle)
         r = -ENOMEM;
     else
-        r = set_up_handle(v->handle);
+        r = set_up_handle(v->handle, asks);
     if (r < 0) {
         resolver_free(v);
         return r;
@@ -227,17 +227,134 @@ fail(struct nbd_link *link, int code, const char *words)
     nbd_link_failed(link, code, copy);
 }
 
+/* Both are called by libnbd with its handle locked. */
+static int
+note_context(void *arg, const char *name)
+{
+    struct nbd_answer *answer = arg;
+
+    if (answer->nr == DEVICE_NBD_ASK_NAMES_MAX ||
+        strlen(name) >= DEVICE_NBD_ASK_NAME_MAX) {
+        answer->too_many = true;
+        return 0;
+    }
+    snprintf(answer->names[answer->nr++], DEVICE_NBD_ASK_NAME_MAX, "%s", name);
+    return 0;
+}
+
+static int
+note_answer(void *arg, int *error)
+{
+    struct nbd_answer *answer = arg;
+
+    (void)error; /* who does not know the question has nothing to say */
+    answer->ended = true;
+    return 1;
+}
+
+static int
+put_question(struct nbd_link *link)
+{
+    nbd_context_callback found = {.callback = note_context};
+    nbd_completion_callback ended = {.callback = note_answer};
+
+    link->answer = calloc(1, sizeof(*link->answer));
+    if (!link->answer)
+        return -ENOMEM;
+    found.user_data = link->answer;
+    ended.user_data = link->answer;
+    if (nbd_clear_meta_contexts(link->handle) < 0 ||
+        nbd_add_meta_context(link->handle, link->n->query) < 0)
+        return -ENOMEM;
+    return nbd_aio_opt_list_meta_context(link->handle, found, ended) < 0
+               ? nbd_last_error(link->words, sizeof(link->words))
+               : 0;
+}
+
+static int
+judge_answer(struct nbd_link *link, struct thin_error *err)
+{
+    const struct nbd_answer *answer = link->answer;
+    const char *names[DEVICE_NBD_ASK_NAMES_MAX];
+
+    if (answer->too_many)
+        return thin_fail(err, -THIN_E_LIMIT, "the server lists more than %u names",
+                         DEVICE_NBD_ASK_NAMES_MAX);
+    for (unsigned i = 0; i < answer->nr; i++)
+        names[i] = answer->names[i];
+    return link->n->ask.answered(link->n->ask.arg, names, answer->nr, err);
+}
+
+static int
+note_go(void *arg, int *error)
+{
+    struct nbd_answer *answer = arg;
+
+    answer->go_error = *error;
+    return 1;
+}
+
+/* Judges what was answered, and asks for the export. */
+static int
+judge_and_go(struct nbd_link *link, struct thin_error *err, bool *ret_refused)
+{
+    nbd_completion_callback ended = {.callback = note_go, .user_data = link->answer};
+    int r = judge_answer(link, err);
+
+    *ret_refused = r < 0;
+    if (r < 0)
+        return r;
+    link->answer->judged = true;
+    if (nbd_clear_meta_contexts(link->handle) < 0 ||
+        nbd_add_meta_context(link->handle, LIBNBD_CONTEXT_BASE_ALLOCATION) < 0)
+        return -ENOMEM;
+    return nbd_aio_opt_go(link->handle, ended) < 0
+               ? nbd_last_error(link->words, sizeof(link->words))
+               : 0;
+}
+
+/* The question, its answer, the wish for the export. False: it has ended. */
+static bool
+negotiate(struct nbd_link *link)
+{
+    struct thin_error err;
+    bool refused = false;
+    int r = 0;
+
+    thin_error_init(&err);
+    if (!link->answer)
+        r = put_question(link);
+    else if (link->answer->judged)
+        r = link->answer->go_error ? -link->answer->go_error : -THIN_E_NOT_FOUND;
+    else if (link->answer->ended)
+        r = judge_and_go(link, &err, &refused);
+    else
+        r = -THIN_E_PROTOCOL; /* libnbd would be here without having called back */
+    if (refused) {
+        nbd_link_drop(link, false);
+        nbd_link_refused(link, &err, r);
+    } else if (r < 0) {
+        fail(link, r,
+             link->words[0] ? link->words : "the server does not open the export");
+    }
+    return r == 0;
+}
+
 static void
 settle_connecting(struct nbd_link *link, int code)
 {
     struct nbd_device *n = link->n;
 
+    while (!nbd_link_is_dead(link) && nbd_aio_is_negotiating(link->handle) > 0)
+        if (!negotiate(link))
+            return;
     if (nbd_link_is_dead(link)) {
         fail(link, code < 0 ? code : -THIN_E_DISCONNECTED,
              link->words[0] ? link->words : "the server closed the connection");
     } else if (nbd_aio_is_ready(link->handle) > 0) {
         loop_timer_cancel(n->base.loop, &link->timer);
         link->state = NBD_LINK_UP;
+        free(take(link->answer));
         nbd_link_watch(link);
         nbd_link_is_up(link);
     } else {
@@ -361,7 +478,7 @@ nbd_link_start(struct nbd_link *link)
     THIN_ASSERT(link->state == NBD_LINK_DOWN);
     link->broken = false;
     link->words[0] = '\0';
-    r = resolver_create(link->n->uri, &link->resolver);
+    r = resolver_create(link->n->uri, link->n->query != NULL, &link->resolver);
     if (r == 0) {
         link->state = NBD_LINK_RESOLVING;
         r = watch(link, link->resolver->wake_fd, THIN_WATCH_READ);
@@ -392,6 +509,7 @@ nbd_link_drop(struct nbd_link *link, bool politely)
             log_debug("cannot say good-bye device=%s", link->n->base.name);
         nbd_close(take(link->handle));
     }
+    free(take(link->answer));
     link->state = NBD_LINK_DOWN;
     link->broken = false;
 }

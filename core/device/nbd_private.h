@@ -101,11 +101,21 @@ enum nbd_link_state {
 struct nbd_resolver;
 struct nbd_device;
 
+/* What the server lists, while it is asked. */
+struct nbd_answer {
+    bool ended, too_many;
+    bool judged;  /* and the export asked for */
+    int go_error; /* positive errno of that */
+    unsigned nr;
+    char names[DEVICE_NBD_ASK_NAMES_MAX][DEVICE_NBD_ASK_NAME_MAX];
+};
+
 struct nbd_link {
     struct nbd_device *n;
     enum nbd_link_state state;
     struct nbd_handle *handle;     /* CONNECTING, UP */
     struct nbd_resolver *resolver; /* RESOLVING */
+    struct nbd_answer *answer;     /* CONNECTING, once the question was put */
     struct thin_watch watch;
     bool watched;
     bool broken;                 /* to be dropped, although libnbd may not know */
@@ -122,7 +132,10 @@ struct nbd_link {
 struct nbd_device {
     struct device base;
     char *uri;
+    struct device_nbd_ask ask;
+    char *query; /* NULL: nothing is asked */
     bool wants_read_only;
+    uint64_t data_end; /* inside the last sector, which zeros fill up; or base.size */
     unsigned connect_timeout_ms;
     uint64_t answer_timeout_ns;
     struct nbd_export_info info;
@@ -166,6 +179,8 @@ void nbd_service(struct nbd_device *n);
 /* From nbd_link.c: the handshake has ended well; or this attempt to connect has not. */
 void nbd_link_is_up(struct nbd_link *link);
 void nbd_link_failed(struct nbd_link *link, int code, const char *words);
+/* What it said of its export forbids to open it. The link is down. */
+void nbd_link_refused(struct nbd_link *link, const struct thin_error *err, int code);
 
 /* ---- nbd_request.c ------------------------------------------------------------------ */
 

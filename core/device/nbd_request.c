@@ -120,7 +120,8 @@ cut_data(const struct nbd_device *n, const struct device_io *io, uint64_t skip,
     char *at = memory_at(io, skip, &stretch);
 
     len = round_down_u64(min_u64(min_u64(left, stretch), max), unit);
-    if (begin % unit == 0 && len > 0 && (len == left || len >= NBD_DIRECT_BYTES)) {
+    if (begin % unit == 0 && len > 0 && (len == left || len >= NBD_DIRECT_BYTES) &&
+        begin + len <= n->data_end) {
         *ret_direct = at;
         return (uint32_t)len;
     }
@@ -352,7 +353,8 @@ send_piece(struct nbd_device *n, struct device_io *io)
     c->io = io;
     c->begin = c->op == DEVICE_FLUSH ? 0 : io->offset + skip;
     c->wire_begin = round_down_u64(c->begin, unit);
-    c->wire_len = (uint32_t)(round_up_u64(c->begin + c->len, unit) - c->wire_begin);
+    c->wire_len = (uint32_t)(min_u64(round_up_u64(c->begin + c->len, unit), n->data_end) -
+                             c->wire_begin);
     c->seen = 0;
     c->cover = n->written;
     c->durable = is_change(c->op) && (io->flags & DEVICE_FUA) && n->info.fua;
@@ -436,9 +438,14 @@ command_result(struct nbd_command *c)
     if (c->op == DEVICE_READ) {
         if (c->seen != c->wire_len)
             return -EIO;
-        if (c->bounce)
+        if (c->bounce) {
+            uint64_t wanted = c->begin + c->len - c->wire_begin;
+
+            if (wanted > c->wire_len)
+                memset(c->bounce + c->wire_len, 0, wanted - c->wire_len);
             device_iov_from_buf(io, c->begin - io->offset,
                                 c->bounce + (c->begin - c->wire_begin), c->len);
+        }
     }
     /* It may answer for a part, or not at all. */
     if (c->op == DEVICE_EXTENTS && io->ret_nr_extents == 0)

@@ -219,6 +219,46 @@ START_TEST(an_odd_size_is_rounded_down)
 }
 END_TEST
 
+START_TEST(an_odd_end_is_read_with_zeros_behind_it)
+{
+    static const enum device_file_way ways[] = {DEVICE_WAY_AUTO, DEVICE_WAY_THREADS,
+                                                DEVICE_WAY_INLINE};
+    char buf[1024];
+    struct device *dev;
+
+    dev = make();
+    memset(buf, 7, sizeof(buf));
+    ck_assert_int_eq(device_write_wait(dev, 0, buf, sizeof(buf), 0), 0);
+    device_close_wait(dev);
+    ck_assert_int_eq(truncate(path, 1000), 0);
+    for (unsigned i = 0; i < sizeof(ways) / sizeof(ways[0]); i++) {
+        dev = open_ok((struct device_file_params){
+            .read_only = true, .pad_tail = true, .way = ways[i]});
+        ck_assert_uint_eq(dev->size, 1024);
+        memset(buf, 1, sizeof(buf));
+        ck_assert_int_eq(device_read_wait(dev, 0, buf, 1024), 0);
+        for (unsigned at = 0; at < 1024; at++)
+            ck_assert_int_eq(buf[at], at < 1000 ? 7 : 0);
+        memset(buf, 1, sizeof(buf));
+        ck_assert_int_eq(device_read_wait(dev, 512, buf, 512), 0);
+        ck_assert_int_eq(buf[487], 7);
+        ck_assert_int_eq(buf[488], 0);
+        ck_assert_int_eq(buf[511], 0);
+        ck_assert_int_eq(truncate(path, 700), 0);
+        ck_assert_int_eq(device_read_wait(dev, 512, buf, 512), -EIO);
+        ck_assert_int_eq(truncate(path, 1000), 0);
+        device_close_wait(dev);
+        /* What was cut off came back as zeros. */
+        memset(buf, 7, sizeof(buf));
+        ck_assert_int_eq(truncate(path, 1024), 0);
+        dev = open_ok((struct device_file_params){0});
+        ck_assert_int_eq(device_write_wait(dev, 0, buf, 1024, 0), 0);
+        device_close_wait(dev);
+        ck_assert_int_eq(truncate(path, 1000), 0);
+    }
+}
+END_TEST
+
 /* ---- the way ------------------------------------------------------------------------- */
 
 START_TEST(the_environment_chooses_the_way)
@@ -541,6 +581,7 @@ main(void)
     tcase_add_test(tc, two_readers_share_and_keep_writers_out);
     tcase_add_test(tc, another_process_keeps_us_out_until_it_dies);
     tcase_add_test(tc, an_odd_size_is_rounded_down);
+    tcase_add_test(tc, an_odd_end_is_read_with_zeros_behind_it);
     tcase_add_test(tc, the_environment_chooses_the_way);
     tcase_add_test(tc, small_cached_requests_start_no_thread);
     tcase_add_test(tc, inline_needs_no_thread_and_no_descriptor);

@@ -486,6 +486,113 @@ START_TEST(certificates_are_checked)
 }
 END_TEST
 
+START_TEST(an_odd_end_is_read_with_zeros_behind_it)
+{
+    setup();
+    params.read_only = true;
+    serve("pattern 100001");
+    ck_assert_uint_eq(dev->size, 100352);
+    ck_assert_int_eq(device_read_wait(dev, 0, a, 100352), 0);
+    ck_assert_int_eq(device_read_wait(dev, 99840, b, 512), 0);
+    ck_assert_mem_eq(a + 99840, b, 512);
+    ck_assert_int_ne(b[159], 0); /* 99999: the low byte of 99992 + 7 */
+    for (unsigned i = 161; i < 512; i++)
+        ck_assert_int_eq(b[i], 0);
+    teardown();
+}
+END_TEST
+
+/* What was told of the export, and what is thought of it. */
+struct judge {
+    unsigned nr_asked, nr_names, nr_gone;
+    int verdict;
+    char first[64];
+};
+
+static int
+answered(void *arg, const char *const *names, unsigned nr, struct thin_error *err)
+{
+    struct judge *j = arg;
+
+    j->nr_asked++;
+    j->nr_names = nr;
+    if (nr > 0)
+        snprintf(j->first, sizeof(j->first), "%s", names[0]);
+    return j->verdict < 0 ? thin_fail(err, j->verdict, "not on this one") : 0;
+}
+
+static void
+asker_gone(void *arg)
+{
+    ((struct judge *)arg)->nr_gone++;
+}
+
+START_TEST(the_server_is_asked_before_its_export_is_opened)
+{
+    struct judge j = {0};
+
+    setup();
+    params.ask = (struct device_nbd_ask){"base:", answered, asker_gone, &j};
+    params.connections = 2;
+    serve("memory 1M");
+    ck_assert_uint_eq(j.nr_names, 1);
+    ck_assert_str_eq(j.first, "base:allocation");
+    ck_assert_int_eq(device_write_wait(dev, 0, a, MIB, 0), 0);
+    ck_assert_int_eq(device_read_wait(dev, 0, b, MIB), 0);
+    ck_assert_mem_eq(a, b, MIB);
+    ck_assert_uint_eq(j.nr_gone, 0);
+    device_close_wait(take(dev));
+    ck_assert_uint_eq(j.nr_gone, 1);
+
+    /* A question that nobody knows. */
+    j = (struct judge){0};
+    params.ask.query = "thin:something:1";
+    must_open();
+    ck_assert_uint_ge(j.nr_asked, 1);
+    ck_assert_uint_eq(j.nr_names, 0);
+    device_close_wait(take(dev));
+
+    /* An answer that does not please. */
+    j = (struct judge){.verdict = -THIN_E_DENIED};
+    params.ask.query = "base:";
+    ck_assert_int_eq(try_open(), -THIN_E_DENIED);
+    ck_assert_ptr_nonnull(strstr(words.text, "not on this one"));
+    ck_assert_uint_eq(j.nr_gone, 1);
+
+    /* An export that is not there. */
+    j = (struct judge){0};
+    nbdkit_kill(&server);
+    nbdkit_start(&server,
+                 "sh - <<'EOF'\ncase $1 in open) echo 'ENOENT none' >&2; exit 1;; "
+                 "get_size) echo 1M;; *) exit 2;; esac\nEOF\n");
+    ck_assert_int_lt(try_open(), 0);
+    ck_assert_uint_eq(j.nr_gone, 1);
+    teardown();
+}
+END_TEST
+
+/* After a loss it is asked again: what has come back may stand on something else. */
+START_TEST(a_server_that_comes_back_is_asked_again)
+{
+    struct judge j = {0};
+
+    setup();
+    params.ask = (struct device_nbd_ask){"base:", answered, asker_gone, &j};
+    serve("memory 1M");
+    nbdkit_kill(&server);
+    nbdkit_start(&server, "memory 1M");
+    ck_assert_int_eq(device_read_wait(dev, 0, b, MIB), 0);
+    ck_assert_uint_eq(j.nr_asked, 2);
+    j.verdict = -THIN_E_DENIED;
+    nbdkit_kill(&server);
+    nbdkit_start(&server, "memory 1M");
+    ck_assert_int_eq(device_read_wait(dev, 0, b, MIB), -THIN_E_LOST);
+    ck_assert(dev->lost);
+    teardown();
+    ck_assert_uint_eq(j.nr_gone, 1);
+}
+END_TEST
+
 int
 main(void)
 {
@@ -516,6 +623,9 @@ main(void)
     tcase_add_test(tc, a_failed_flush_is_never_repaired_by_the_next);
     tcase_add_test(tc, a_shared_key_opens_the_door);
     tcase_add_test(tc, certificates_are_checked);
+    tcase_add_test(tc, an_odd_end_is_read_with_zeros_behind_it);
+    tcase_add_test(tc, the_server_is_asked_before_its_export_is_opened);
+    tcase_add_test(tc, a_server_that_comes_back_is_asked_again);
     suite_add_tcase(s, tc);
     sr = srunner_create(s);
     srunner_run_all(sr, CK_NORMAL);
