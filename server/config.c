@@ -14,6 +14,10 @@
 
 #define PAYLOAD_MEMORY_DEFAULT (256ull << 20)
 #define SPIN_US_MAX            1000u
+#define BACKUP_MS_DEFAULT      3600000u /* an hour */
+#define BACKUP_MS_MIN          1000u
+#define BACKUP_KEEP_DEFAULT    24u
+#define BACKUP_KEEP_MOST       1000u
 
 struct reading {
     FILE *file;
@@ -245,6 +249,24 @@ handle_server(struct reading *rd, const char *name, const char *value)
                    ? 1
                    : bad(rd, "payload_memory must be at least 64M");
     }
+    if (strcmp(name, "backup_interval") == 0) {
+        struct thin_error why;
+
+        c->backup_interval_ms = 0;
+        if (strcmp(value, "off") == 0)
+            return 1;
+        if (duration_parse_ms(value, &c->backup_interval_ms, &why) < 0)
+            return bad_err(rd, &why);
+        return c->backup_interval_ms >= BACKUP_MS_MIN
+                   ? 1
+                   : bad(rd, "backup_interval is off, or 1s and more");
+    }
+    if (strcmp(name, "backup_keep") == 0) {
+        if (parse_unsigned(value, BACKUP_KEEP_MOST, &v) < 0 || v == 0)
+            return bad(rd, "backup_keep is a number from 1 to 1000");
+        c->backup_keep = (unsigned)v;
+        return 1;
+    }
     if (strcmp(name, "log_level") == 0)
         return thin_log_parse_level(value, &c->log_level) == 0
                    ? 1
@@ -421,7 +443,9 @@ config_read(const char *path, struct server_config *ret_config, struct thin_erro
     struct server_config c = {.log_level = THIN_LOG_NOTICE,
                               .workers = 1,
                               .block_size = DATA_BLOCK_SECTORS_MIN * 512,
-                              .payload_memory = PAYLOAD_MEMORY_DEFAULT};
+                              .payload_memory = PAYLOAD_MEMORY_DEFAULT,
+                              .backup_interval_ms = BACKUP_MS_DEFAULT,
+                              .backup_keep = BACKUP_KEEP_DEFAULT};
     AUTO_FILE FILE *file = fopen(path, "re");
     struct reading rd = {.file = file, .path = path, .config = &c, .err = err};
     int r;

@@ -36,7 +36,9 @@ struct server_config {
     char *origin_uris[CONFIG_DIRS_MAX];
     unsigned nr_origin_uris;
     unsigned spin_us;
-    uint64_t payload_memory; /* bytes lent to all connections together */
+    uint64_t payload_memory;     /* bytes lent to all connections together */
+    uint64_t backup_interval_ms; /* between copies of a pool's metadata; 0: none */
+    unsigned backup_keep;        /* copies of each kind */
 
     /* [listen] */
     char *listen_unix;

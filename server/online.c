@@ -1,26 +1,20 @@
 #include "server/online.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <pthread.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include "core/base/assert.h"
 #include "core/base/cleanup.h"
-#include "core/base/log.h"
-#include "core/ondisk/superblock.h"
 #include "server/conn.h"
 #include "server/dispatch.h"
+#include "server/metaview.h"
 #include "server/pools.h"
-
-/* Trailer bytes that stay the same while a pool lives: magic and UUID. */
-#define TRAILER_ID_BYTES 24u
 
 struct chunk {
     STAILQ_ENTRY(chunk) link;
@@ -42,7 +36,7 @@ struct online_job {
     LIST_ENTRY(online_job) link;
 
     /* The thread's. */
-    int fd;
+    struct metaview view;
     struct chunk *open; /* being written */
 
     pthread_mutex_t lock; /* guards the rest */
@@ -153,97 +147,12 @@ view_tick(void *arg, const char *what, uint64_t done, uint64_t total)
 }
 
 static int
-read_fully(int fd, uint64_t offset, void *buf, size_t len)
-{
-    while (len > 0) {
-        ssize_t got = pread(fd, buf, len, (off_t)offset);
-
-        if (got < 0 && errno == EINTR)
-            continue;
-        if (got <= 0)
-            return got < 0 ? -errno : -EIO;
-        buf = (char *)buf + got;
-        offset += (size_t)got;
-        len -= (size_t)got;
-    }
-    return 0;
-}
-
-/* Block 0 goes on changing: the pinned one stands for it. */
-static int
-view_read(void *arg, uint64_t offset, void *buf, size_t len)
-{
-    const struct online_job *job = arg;
-    int r = read_fully(job->fd, offset, buf, len);
-
-    if (r == 0 && offset == 0)
-        memcpy(buf, job->superblock, METADATA_BLOCK_SIZE);
-    return r;
-}
-
-static const struct source_ops view_ops = {.read = view_read};
-
-/* The device that the pool has open, and not what has come to its path since. */
-static int
-judge_device(const struct online_job *job, struct thin_error *err)
-{
-    AUTO_FREE uint8_t *block = aligned_alloc(METADATA_BLOCK_SIZE, METADATA_BLOCK_SIZE);
-    const uint8_t *pinned = job->superblock;
-    static const uint8_t none[TRAILER_ID_BYTES];
-    int r;
-
-    if (!block)
-        return thin_fail_code(err, -ENOMEM, "read the metadata device");
-    r = read_fully(job->fd, 0, block, METADATA_BLOCK_SIZE);
-    if (r < 0)
-        return thin_fail_code(err, r, "read the metadata device");
-    if (!superblock_is_thin(block) ||
-        (memcmp(pinned + SUPERBLOCK_TRAILER_OFFSET, none, TRAILER_ID_BYTES) != 0 &&
-         memcmp(pinned + SUPERBLOCK_TRAILER_OFFSET, block + SUPERBLOCK_TRAILER_OFFSET,
-                TRAILER_ID_BYTES) != 0))
-        return thin_fail(err, -THIN_E_LOST,
-                         "another device has taken the place of the pool's metadata");
-    return 0;
-}
-
-/*
- * A descriptor of its own, without a lock, with reads as the pool's driver sees its
- * writes: a file by the page cache, a block device past it (which writes back first).
- */
-static int
-open_device(struct online_job *job, uint64_t *ret_size, struct thin_error *err)
-{
-    struct stat st;
-    off_t end;
-    int flags = O_RDONLY | O_CLOEXEC;
-
-    if (stat(job->path, &st) == 0 && S_ISBLK(st.st_mode))
-        flags |= O_DIRECT;
-    job->fd = open(job->path, flags);
-    end = job->fd >= 0 ? lseek(job->fd, 0, SEEK_END) : -1;
-    if (end < 0) {
-        int r = -errno;
-
-        log_error("the metadata cannot be opened for reading: %s pool=%s path=%s",
-                  thin_strerror(r), job->pool_name, job->path);
-        return thin_fail_code(err, r, "open the metadata device");
-    }
-    *ret_size = (uint64_t)end;
-    return judge_device(job, err);
-}
-
-static int
 work(struct online_job *job, struct thin_error *err)
 {
     struct meta_source *src = NULL;
-    uint64_t size = 0;
-    int r = open_device(job, &size, err);
+    int r =
+        metaview_open(&job->view, job->path, job->pool_name, job->superblock, &src, err);
 
-    if (r == 0) {
-        r = source_open_ops(&view_ops, job, size, false, &src);
-        if (r < 0)
-            r = thin_fail_code(err, r, "read the metadata");
-    }
     if (r == 0) {
         src->progress.tick = view_tick;
         src->progress.arg = job;
@@ -270,8 +179,7 @@ thread_main(void *arg)
     (void)setpriority(PRIO_PROCESS, (id_t)gettid(), ONLINE_NICE);
     thin_error_init(&err);
     r = work(job, &err);
-    if (job->fd >= 0)
-        close(job->fd);
+    metaview_close(&job->view);
     free(job->open);
     job->open = NULL;
     pthread_mutex_lock(&job->lock);
@@ -482,7 +390,7 @@ online_start(struct request *rq, struct pool *pool, const char *name,
     job->rq = rq;
     job->loop = rq->server->loop;
     job->work = *work_to_do;
-    job->fd = -1;
+    job->view.fd = -1;
     job->post.run = on_post;
     snprintf(job->path, sizeof(job->path), "%s", sp->metadata_path);
     snprintf(job->pool_name, sizeof(job->pool_name), "%s", name);

@@ -14,6 +14,7 @@
 #include "core/base/checked.h"
 #include "core/base/cleanup.h"
 #include "server/attach.h"
+#include "server/backup.h"
 #include "server/dispatch.h"
 #include "server/pools.h"
 
@@ -173,6 +174,17 @@ closed(void *arg, int result, const struct thin_error *err)
     send_next(h->rq);
 }
 
+/* Made or not: the pool is given away as it is. */
+static void
+copied(void *arg, int result, const struct thin_error *err)
+{
+    struct handover *h = arg;
+
+    (void)result;
+    (void)err;
+    pools_close(h->rq->server->pools, h->pool, h->force, (struct pools_done){closed, h});
+}
+
 static void
 listed(void *arg, int result, const struct thin_error *err,
        const struct volume_info *infos, uint32_t nr)
@@ -195,8 +207,8 @@ listed(void *arg, int result, const struct thin_error *err,
         return;
     }
     if (nr < OPS_PAGE_MAX) {
-        pools_close(h->rq->server->pools, h->pool, h->force,
-                    (struct pools_done){closed, h});
+        backup_now(pools_find(h->rq->server->pools, h->pool)->backup, h->rq->server,
+                   "handover", (struct pool_done){copied, h});
         return;
     }
     snprintf(h->after, sizeof(h->after), "%s", infos[nr - 1].name);

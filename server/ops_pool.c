@@ -7,6 +7,7 @@
 #include "core/base/checked.h"
 #include "core/base/cleanup.h"
 #include "core/ondisk/superblock.h"
+#include "server/backup.h"
 #include "server/dispatch.h"
 #include "server/pools.h"
 
@@ -165,6 +166,33 @@ ops_pool_import(struct request *rq, const struct op_object *object)
 
 /* ---- life ---------------------------------------------------------------------------------- */
 
+/* Whether a copy could be made or not: who grows a pool has a reason. */
+static void
+grow_copied(void *arg, int result, const struct thin_error *err)
+{
+    struct request *rq = arg;
+    const Thin__PoolGrow *m = ops_body(rq);
+    struct pool *pool = ops_find_pool(rq, m->name);
+
+    (void)result;
+    (void)err;
+    if (pool)
+        pool_grow(pool, m->data_size, m->metadata_size, (struct pool_done){ops_done, rq});
+}
+
+/* A copy of the metadata first, unless somebody waits for the room. */
+static void
+grow_begin(struct request *rq, struct pool *pool, const struct server_pool *sp)
+{
+    struct pool_info info;
+
+    pool_get_info(pool, &info);
+    if (info.mode == POOL_WRITE)
+        backup_now(sp->backup, rq->server, "grow", (struct pool_done){grow_copied, rq});
+    else
+        grow_copied(rq, 0, NULL);
+}
+
 void
 ops_pool_grow(struct request *rq, const struct op_object *object)
 {
@@ -188,7 +216,7 @@ ops_pool_grow(struct request *rq, const struct op_object *object)
     else if (!m->data_size && !m->metadata_size)
         ops_fail(rq, -THIN_E_INVALID, "nothing to grow: no size is named");
     else
-        pool_grow(pool, m->data_size, m->metadata_size, (struct pool_done){ops_done, rq});
+        grow_begin(rq, pool, sp);
 }
 
 void

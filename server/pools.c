@@ -14,6 +14,7 @@
 #include "core/base/cleanup.h"
 #include "core/base/random.h"
 #include "core/ondisk/superblock.h"
+#include "server/backup.h"
 #include "server/events.h"
 #include "server/pools_store.h"
 #include "server/probe.h"
@@ -357,6 +358,14 @@ pool_event(void *arg, struct pool *pool, const char *event, const char *words)
 }
 
 static void
+pool_superblock(void *arg, const void *block)
+{
+    const struct server_pool *sp = arg;
+
+    backup_superblock(sp->backup, block);
+}
+
+static void
 work_store(struct blocking_job *job)
 {
     struct pool_job *j = container_of(job, struct pool_job, job);
@@ -432,6 +441,7 @@ pool_opened(void *arg, struct pool *pool, int result, const struct thin_error *e
         j->sp->metadata_is_ours = j->made_metadata;
     }
     thin_error_init(&j->sp->why);
+    j->sp->backup = backup_start(j->pools->server, j->sp, j->kind == JOB_NEW);
     log_notice("pool is open pool=%s data=%s metadata=%s", j->sp->name, j->sp->data_path,
                j->sp->metadata_path);
     events_tell(j->pools->server, "pool-open", j->sp->name, "the pool is open");
@@ -487,6 +497,7 @@ devices_open(struct blocking_job *job)
     params.import_volumes = j->volumes;
     params.nr_import_volumes = j->volumes ? j->sp->nr_volumes : 0;
     params.event = pool_event;
+    params.superblock = pool_superblock;
     params.event_arg = j->sp;
     if (random_secret(&params.seed, sizeof(params.seed)) < 0)
         params.seed = (uint64_t)time(NULL);
@@ -628,6 +639,28 @@ stored_closed(struct blocking_job *job)
     job_finish(j, j->result);
 }
 
+/* The pool itself is closed. Its last superblock is kept, then `next` comes. */
+static void
+end_backup(struct pool_job *j, void (*next)(void *arg))
+{
+    struct backup *backup = j->sp->backup;
+
+    j->sp->pool = NULL;
+    j->sp->backup = NULL;
+    if (backup)
+        backup_stop(backup, next, j);
+    else
+        next(j);
+}
+
+static void
+closed_to_store(void *arg)
+{
+    struct pool_job *j = arg;
+
+    submit(j, work_store, stored_closed);
+}
+
 static void
 pool_closed(void *arg, int result, const struct thin_error *err)
 {
@@ -639,7 +672,6 @@ pool_closed(void *arg, int result, const struct thin_error *err)
         job_finish(j, result);
         return;
     }
-    j->sp->pool = NULL;
     if (result < 0) {
         log_error("pool closed with an error: %s pool=%s", thin_error_text(err, result),
                   j->sp->name);
@@ -650,7 +682,7 @@ pool_closed(void *arg, int result, const struct thin_error *err)
         j->sp->want_open = false;
     log_notice("pool is closed pool=%s", j->sp->name);
     events_tell(j->pools->server, "pool-closed", j->sp->name, "the pool is closed");
-    submit(j, work_store, stored_closed);
+    end_backup(j, closed_to_store);
 }
 
 static void
@@ -720,6 +752,12 @@ pools_forget(struct pools *pools, const char *name, struct pools_done done)
 }
 
 static void
+closed_to_forget(void *arg)
+{
+    start_forget(arg);
+}
+
+static void
 closed_to_destroy(void *arg, int result, const struct thin_error *err)
 {
     struct pool_job *j = arg;
@@ -728,8 +766,7 @@ closed_to_destroy(void *arg, int result, const struct thin_error *err)
         pool_closed(j, result, err);
         return;
     }
-    j->sp->pool = NULL;
-    start_forget(j);
+    end_backup(j, closed_to_forget);
 }
 
 void

@@ -42,6 +42,7 @@ struct server_pool {
     struct pool_config config;
     struct server_pool_volume *volumes;
     uint32_t nr_volumes;
+    struct backup *backup; /* NULL: none, or not open */
     struct thin_error why; /* why it is not open */
     struct pools *pools;
     TAILQ_ENTRY(server_pool) link;

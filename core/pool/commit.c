@@ -250,6 +250,8 @@ superblock_written(void *arg, int result)
     c->cut_txn = 0;
     c->state = COMMIT_IDLE;
     c->nr_commits++;
+    if (pool->keep_superblock)
+        pool->keep_superblock(pool->event_arg, c->superblock);
     metadata_durable(pool->md, txn, space_freed, pool);
     pins_after_commit(pool);
     commit_wake(pool);

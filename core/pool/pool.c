@@ -432,6 +432,7 @@ pool_open(const struct pool_params *params,
     memcpy(pool->owner_boot, params->owner_boot, sizeof(pool->owner_boot));
     pool->event = params->event;
     pool->event_arg = params->event_arg;
+    pool->keep_superblock = params->superblock;
     pool->origin_open = params->origin_open;
     pool->origin_open_arg = params->origin_open_arg;
     LIST_INIT(&pool->origins);

@@ -106,7 +106,10 @@ struct pool_params {
     void *origin_open_arg;
     /* What the engine wants to tell: mode changed, low water, resized, rolled back. */
     void (*event)(void *arg, struct pool *pool, const char *event, const char *words);
-    void *event_arg;
+    /* Each block 0 when it has become durable, to be kept elsewhere: 4096 bytes, borrowed
+       for the call, in which nothing may be asked of the pool. NULL: nobody keeps them. */
+    void (*superblock)(void *arg, const void *block);
+    void *event_arg; /* of both */
 };
 
 struct pool_import_volume {

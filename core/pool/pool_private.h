@@ -317,8 +317,9 @@ struct pool {
     uint64_t wall_clock_s, opened_ns; /* see pool_wall_clock */
     uint8_t owner_host[16], owner_boot[16];
     void (*event)(void *arg, struct pool *pool, const char *event, const char *words);
-    void *event_arg;
-    const struct pool_params *params; /* only while opening */
+    void (*keep_superblock)(void *arg, const void *block); /* may be NULL */
+    void *event_arg;                                       /* of both */
+    const struct pool_params *params;                      /* only while opening */
 
     uint32_t block_size;  /* bytes */
     unsigned block_shift; /* 0: the block size is no power of two */

@@ -61,6 +61,8 @@ START_TEST(one_line_is_enough)
     ck_assert_uint_eq(config.nr_origin_uris, 0);
     ck_assert_uint_eq(config.spin_us, 0);
     ck_assert_uint_eq(config.payload_memory, 256u << 20);
+    ck_assert_uint_eq(config.backup_interval_ms, 3600000);
+    ck_assert_uint_eq(config.backup_keep, 24);
     ck_assert_ptr_null(config.listen_unix);
     ck_assert_ptr_null(config.listen_tls);
     ck_assert_uint_eq(config.nr_nbd_listen, 0);
@@ -88,6 +90,8 @@ START_TEST(every_key_is_read)
                                "workers = 0\n"
                                "spin_us = 1000\n"
                                "payload_memory = 64M\n"
+                               "backup_interval = 10m\n"
+                               "backup_keep = 5\n"
                                "user = thinsrv\n"
                                "device_dirs = /srv/a, /srv/b\n"
                                "device_dirs = /srv/c\n"
@@ -123,6 +127,8 @@ START_TEST(every_key_is_read)
     ck_assert_uint_eq(config.spin_us, 1000);
     ck_assert_uint_eq(config.payload_memory, 64u << 20);
     ck_assert_str_eq(config.user, "thinsrv");
+    ck_assert_uint_eq(config.backup_interval_ms, 600000);
+    ck_assert_uint_eq(config.backup_keep, 5);
     ck_assert_uint_eq(config.nr_device_dirs, 3);
     ck_assert_str_eq(config.device_dirs[0], "/srv/a");
     ck_assert_str_eq(config.device_dirs[1], "/srv/b");
@@ -179,6 +185,10 @@ static const struct {
     {"user =\n", 3, "user has no value"},
     {"workers = 65\n", 3, "workers"},
     {"workers = -1\n", 3, "workers"},
+    {"backup_interval = 0s\n", 3, "backup_interval"},
+    {"backup_interval = often\n", 3, "duration"},
+    {"backup_keep = 0\n", 3, "backup_keep"},
+    {"backup_keep = 1001\n", 3, "backup_keep"},
     {"workers = four\n", 3, "workers"},
     {"workers = 4x\n", 3, "workers"},
     {"workers = 99999999999999999999\n", 3, "workers"},
