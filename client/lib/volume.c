@@ -216,15 +216,21 @@ reopened(struct thin_client_volume *volume, const Thin__VolumeOpened *opened)
 {
     struct client_request *request;
     bool lost = may_have_lost(volume, opened);
+    bool same = opened->incarnation == volume->incarnation;
     bool resized = opened->size != volume->size;
 
     volume->handle = opened->handle;
     volume->epoch = opened->epoch;
     volume->size = opened->size;
     volume->incarnation = opened->incarnation;
-    volume->stable_mark = opened->stable_mark;
-    volume->highest_change = 0;
-    volume->nr_unnumbered = volume->nr_unnumbered_flushed = 0;
+    if (same) {
+        volume->stable_mark = max_u64(volume->stable_mark, opened->stable_mark);
+    } else {
+        /* Another count; what the old one stood for was durable, or is lost below. */
+        volume->stable_mark = opened->stable_mark;
+        volume->highest_change = 0;
+        volume->nr_unnumbered = volume->nr_unnumbered_flushed = 0;
+    }
     volume->ready = true;
     if (lost) {
         volume_fail(volume, -THIN_E_ROLLED_BACK);

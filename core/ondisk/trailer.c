@@ -15,11 +15,12 @@ enum {
     TRAILER_LAST_CRC = 44,
     TRAILER_SEQUENCE = 48,
     TRAILER_GENERATION = 56,
-    TRAILER_LOSSES = 64,
+    TRAILER_CHANGES = 64,
     TRAILER_HOST = 72,
     TRAILER_BOOT = 88,
     TRAILER_START = 104,
     TRAILER_FLAGS = 108,
+    TRAILER_INCARNATION = 112,
     TRAILER_STAMP = 120,
     TRAILER_CRC = 124,
 };
@@ -39,11 +40,12 @@ catalogue_trailer_encode(const struct catalogue_trailer *trailer,
     store_le32(bytes + TRAILER_LAST_CRC, trailer->root.last_crc);
     store_le64(bytes + TRAILER_SEQUENCE, trailer->root.sequence);
     store_le64(bytes + TRAILER_GENERATION, trailer->generation);
-    store_le64(bytes + TRAILER_LOSSES, trailer->losses);
+    store_le64(bytes + TRAILER_CHANGES, trailer->changes);
     memcpy(bytes + TRAILER_HOST, trailer->owner_host, 16);
     memcpy(bytes + TRAILER_BOOT, trailer->owner_boot, 16);
     store_le32(bytes + TRAILER_START, trailer->owner_start);
     store_le32(bytes + TRAILER_FLAGS, trailer->flags);
+    store_le64(bytes + TRAILER_INCARNATION, trailer->incarnation);
     store_le32(bytes + TRAILER_STAMP, trailer->stamp);
     store_le32(bytes + TRAILER_CRC, crc32c(bytes, TRAILER_CRC));
 }
@@ -68,11 +70,12 @@ catalogue_trailer_decode(const uint8_t bytes[SUPERBLOCK_TRAILER_BYTES],
     ret->root.last_crc = load_le32(bytes + TRAILER_LAST_CRC);
     ret->root.sequence = load_le64(bytes + TRAILER_SEQUENCE);
     ret->generation = load_le64(bytes + TRAILER_GENERATION);
-    ret->losses = load_le64(bytes + TRAILER_LOSSES);
+    ret->changes = load_le64(bytes + TRAILER_CHANGES);
     memcpy(ret->owner_host, bytes + TRAILER_HOST, 16);
     memcpy(ret->owner_boot, bytes + TRAILER_BOOT, 16);
     ret->owner_start = load_le32(bytes + TRAILER_START);
     ret->flags = load_le32(bytes + TRAILER_FLAGS);
+    ret->incarnation = load_le64(bytes + TRAILER_INCARNATION);
     ret->stamp = load_le32(bytes + TRAILER_STAMP);
     *ret_found = true;
     return 0;

@@ -9,9 +9,10 @@
  *    32  u64  root: address of the first page, in pages of the device's virtual space
  *    40  u32  root: number of pages                       44  u32  root: last page's CRC
  *    48  u64  root: last page's sequence
- *    56  u64  generation: how often the pool was opened   64  u64  losses since formatted
+ *    56  u64  generation: how often the pool was opened
+ *    64  u64  changes: our own number of the transaction, rising over all openings
  *    72  u8[16] owner's host  88  u8[16] owner's boot    104  u32  owner's start, Unix s
- *   108  u32  flags          112  u64  zeros
+ *   108  u32  flags          112  u64  incarnation
  *   120  u32  stamp: superblock_stamp of the block in which the trailer stands
  *   124  u32  CRC-32C of bytes 0 to 123
  *
@@ -33,6 +34,9 @@
 
 /* Trailer flags. */
 #define CATALOGUE_UNRECORDED 1u /* some devices have no record yet: scan at open */
+/* Closed in good order: all that was acknowledged is in this transaction, and nothing was
+   acknowledged since. Only then does the incarnation outlive the opening. */
+#define CATALOGUE_CLEAN 2u
 
 struct catalogue_root {
     uint64_t first; /* page */
@@ -45,7 +49,7 @@ struct catalogue_trailer {
     uint8_t uuid[16];
     uint32_t dev_id;
     struct catalogue_root root;
-    uint64_t generation, losses;
+    uint64_t generation, changes, incarnation;
     uint8_t owner_host[16], owner_boot[16];
     uint32_t owner_start;
     uint32_t flags;

@@ -558,7 +558,7 @@ read_trailer(struct catalogue_load *load)
 {
     struct catalogue *cat = load->cat;
     struct catalogue_trailer found;
-    uint64_t losses = cat->trailer.losses, generation = cat->trailer.generation;
+    uint64_t generation = cat->trailer.generation;
     int r;
 
     r = catalogue_trailer_decode(load->superblock + SUPERBLOCK_TRAILER_OFFSET, &found,
@@ -584,8 +584,12 @@ read_trailer(struct catalogue_load *load)
     }
     /* What the disk says is at most what we know, but for the first time. */
     cat->trailer.generation = load->reload ? generation : cat->trailer.generation + 1;
-    if (load->reload)
-        cat->trailer.losses = losses + 1;
+    cat->clean = load->stamp_fits && (cat->trailer.flags & CATALOGUE_CLEAN);
+    if (!load->reload) {
+        cat->change_base = load->has_trailer ? cat->trailer.changes : 0;
+        if (cat->clean && cat->trailer.incarnation)
+            cat->incarnation = cat->trailer.incarnation;
+    }
     return 0;
 }
 

@@ -160,12 +160,16 @@ catalogue_finish_trailer(void *arg, uint8_t *superblock)
     if (!cat || catalogue_trailer_decode(bytes, &trailer, &found, NULL) < 0 || !found)
         return;
     trailer.generation = cat->trailer.generation;
-    trailer.losses = cat->trailer.losses;
+    trailer.changes = cat->change_base + metadata_txn(pool->md);
+    trailer.incarnation = cat->incarnation;
     memcpy(trailer.owner_host, cat->trailer.owner_host, 16);
     memcpy(trailer.owner_boot, cat->trailer.owner_boot, 16);
     trailer.owner_start = cat->trailer.owner_start;
     /* While memory knows what the log does not, the next open must look again. */
     trailer.flags = cat->unrecorded ? CATALOGUE_UNRECORDED : 0;
+    cat->cut_clean = pool_closes_clean(pool) && !cat->damage[0];
+    if (cat->cut_clean)
+        trailer.flags |= CATALOGUE_CLEAN;
     trailer.stamp = superblock_stamp(superblock);
     catalogue_trailer_encode(&trailer, bytes);
 }
@@ -200,6 +204,43 @@ uint64_t
 catalogue_incarnation(const struct pool *pool)
 {
     return pool->catalogue ? pool->catalogue->incarnation : 0;
+}
+
+uint64_t
+catalogue_change_base(const struct pool *pool)
+{
+    return pool->catalogue ? pool->catalogue->change_base : 0;
+}
+
+bool
+catalogue_is_clean(const struct pool *pool)
+{
+    return pool->catalogue && pool->catalogue->clean;
+}
+
+bool
+catalogue_can_be_clean(const struct pool *pool)
+{
+    const struct catalogue *cat = pool->catalogue;
+
+    /* What is being committed right now takes the mark back. */
+    return cat && cat->present && !cat->damage[0] &&
+           (!cat->clean || pool->commit.cut_txn);
+}
+
+void
+catalogue_touch(struct pool *pool)
+{
+    struct catalogue *cat = pool->catalogue;
+
+    catalogue_set_trailer(cat, &cat->trailer.root, cat->trailer.dev_id);
+}
+
+void
+catalogue_durable(struct pool *pool)
+{
+    if (pool->catalogue)
+        pool->catalogue->clean = pool->catalogue->cut_clean;
 }
 
 void

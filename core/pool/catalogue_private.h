@@ -81,6 +81,9 @@ struct catalogue {
     struct catalogue_area areas[2];
     unsigned current; /* the area of the root */
     uint64_t incarnation;
+    uint64_t change_base; /* number of the last transaction before this opening */
+    bool clean;           /* the durable trailer says CATALOGUE_CLEAN */
+    bool cut_clean;       /* so does that of the transaction being committed */
     uint32_t next_dev_id;
 
     struct catalogue_load *load;

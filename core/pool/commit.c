@@ -252,6 +252,7 @@ superblock_written(void *arg, int result)
     c->nr_commits++;
     if (pool->keep_superblock)
         pool->keep_superblock(pool->event_arg, c->superblock);
+    catalogue_durable(pool);
     metadata_durable(pool->md, txn, space_freed, pool);
     pins_after_commit(pool);
     commit_wake(pool);

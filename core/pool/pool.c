@@ -491,20 +491,71 @@ pool_is_idle(struct pool *pool)
 }
 
 static void
+close_commit(struct pool *pool)
+{
+    struct pool_end *end = pool->end;
+
+    end->wait.done = close_committed;
+    /* Read-only, the needs-check flag may still be on its way to the disk. */
+    end->wait.txn =
+        pool->metadata_ready && (pool_may_change(pool, NULL) == 0 || pool->marking)
+            ? commit_last_txn(pool)
+            : 0;
+    end->wait.flush_data = pool_may_change(pool, NULL) == 0;
+    commit_join(pool, &end->wait);
+}
+
+bool
+pool_closes_clean(const struct pool *pool)
+{
+    return pool->end->stage == CLOSE_COMMIT && pool_may_change(pool, NULL) == 0;
+}
+
+static int
+clean_run(struct metaop *op, struct thin_error *err)
+{
+    (void)err;
+    catalogue_touch(op->pool);
+    return 0;
+}
+
+static void
+clean_done(struct metaop *op, int result, const struct thin_error *err)
+{
+    if (result < 0)
+        log_warning("the pool is closed without the mark of a clean end: %s pool=%s",
+                    thin_error_text(err, result), op->pool->name);
+    close_commit(op->pool);
+}
+
+/* Without requests now. Who wrote to the pool learns from the mark that he lost nothing by
+   a restart; a pool that was only looked at stays as it is. */
+static void
+close_mark_clean(struct pool *pool)
+{
+    struct metaop *op = &pool->end->op;
+
+    memset(op, 0, sizeof(*op));
+    op->run = clean_run;
+    op->done = clean_done;
+    op->purse = TM_COMMIT;
+    op->name = "mark a clean end";
+    metaop_start(pool, op, false);
+}
+
+static void
 close_continue(struct pool *pool)
 {
     struct pool_end *end = pool->end;
 
     if (end->stage == CLOSE_DRAIN && pool_is_idle(pool)) {
         end->stage = CLOSE_COMMIT;
-        end->wait.done = close_committed;
-        /* Read-only, the needs-check flag may still be on its way to the disk. */
-        end->wait.txn =
-            pool->metadata_ready && (pool_may_change(pool, NULL) == 0 || pool->marking)
-                ? commit_last_txn(pool)
-                : 0;
-        end->wait.flush_data = pool_may_change(pool, NULL) == 0;
-        commit_join(pool, &end->wait);
+        if (pool->opened && (pool->commit.nr_commits || pool->commit.write_seq) &&
+            pool->metadata_ready && pool_may_change(pool, NULL) == 0 &&
+            catalogue_can_be_clean(pool))
+            close_mark_clean(pool);
+        else
+            close_commit(pool);
     } else if (end->stage == CLOSE_LAST && pool_is_idle(pool) &&
                pool->commit.state == COMMIT_IDLE) {
         end->stage = CLOSE_DEVICES;

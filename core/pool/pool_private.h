@@ -377,6 +377,8 @@ void pool_tell(struct pool *pool, const char *event, const char *words);
 
 /* mode.c: 0, or why the pool may not change anything now (READ_ONLY, FAILED, SHUTDOWN). */
 int pool_may_change(const struct pool *pool, struct thin_error *err);
+/* The commit that runs ends the pool, and everything acknowledged is in it. */
+bool pool_closes_clean(const struct pool *pool);
 void pool_set_mode(struct pool *pool, enum pool_mode mode, const char *what_to_do,
                    const char *why_fmt, ...) PRINTF_LIKE(4, 5);
 
@@ -440,6 +442,17 @@ struct catalogue_volume {
 /* False: no such volume, or it is being deleted. */
 bool catalogue_find(struct pool *pool, const char *name, struct catalogue_volume *ret);
 uint64_t catalogue_incarnation(const struct pool *pool);
+/* Added to the numbers of transactions they rise over all openings of the pool. */
+uint64_t catalogue_change_base(const struct pool *pool);
+/*
+ * The clean mark. Durable, it says that nothing acknowledged can have been lost: so it is
+ * set by the commit that closes the pool, and taken back, durably, before a volume is
+ * opened for writing.
+ */
+bool catalogue_is_clean(const struct pool *pool);
+bool catalogue_can_be_clean(const struct pool *pool); /* it is not, and could be */
+void catalogue_touch(struct pool *pool); /* inside an operation: the trailer is written */
+void catalogue_durable(struct pool *pool); /* after each commit */
 void catalogue_count(const struct pool *pool, uint64_t *ret_nr_volumes,
                      uint64_t *ret_virtual_bytes);
 /* The id of the hidden device; UINT32_MAX: none. */

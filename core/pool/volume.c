@@ -1,6 +1,7 @@
 /* Open volumes: handles, and the state of a thin device that they share. */
 #include <stdlib.h>
 
+#include "core/base/seeded_bug.h"
 #include "core/pool/origin.h"
 #include "core/pool/pieces.h"
 
@@ -217,6 +218,7 @@ struct opening {
                    const struct thin_error *err);
     void *arg;
     struct metaop op;
+    struct commit_wait wait;
     struct origin_wait origin_wait;
     struct thin_task task;
     struct device_details details;
@@ -285,6 +287,7 @@ opening_failed(struct thin_task *task)
 static void
 opening_look(struct opening *o)
 {
+    memset(&o->op, 0, sizeof(o->op));
     o->op.run = opening_run;
     o->op.done = opening_done;
     o->op.reads_only = true;
@@ -293,9 +296,62 @@ opening_look(struct opening *o)
 }
 
 static void
+opening_marked(struct commit_wait *wait, int result)
+{
+    struct opening *o = container_of(wait, struct opening, wait);
+
+    if (result < 0)
+        opening_end(o, thin_fail(&o->err, result,
+                                 "the pool could not be marked as in use: %s",
+                                 o->pool->why[0] ? o->pool->why : thin_strerror(result)));
+    else
+        opening_look(o);
+}
+
+static int
+mark_run(struct metaop *op, struct thin_error *err)
+{
+    (void)err;
+    catalogue_touch(op->pool);
+    return 0;
+}
+
+static void
+mark_done(struct metaop *op, int result, const struct thin_error *err)
+{
+    struct opening *o = container_of(op, struct opening, op);
+
+    if (result < 0) {
+        o->err = *err;
+        opening_end(o, result);
+        return;
+    }
+    o->wait.done = opening_marked;
+    o->wait.txn = commit_last_txn(o->pool);
+    commit_join(o->pool, &o->wait);
+}
+
+/* Before the first write can be answered, the disk no longer says that the pool was closed
+   in good order. */
+static void
+opening_mark(struct opening *o)
+{
+    if (o->read_only || !catalogue_is_clean(o->pool) ||
+        seeded_bug(SEEDED_CLEAN_KEPT) || pool_may_change(o->pool, NULL) < 0) {
+        opening_look(o);
+        return;
+    }
+    o->op.run = mark_run;
+    o->op.done = mark_done;
+    o->op.purse = TM_COMMIT;
+    o->op.name = "mark as in use";
+    metaop_start(o->pool, &o->op, false);
+}
+
+static void
 opening_origin(struct origin_wait *wait)
 {
-    opening_look(container_of(wait, struct opening, origin_wait));
+    opening_mark(container_of(wait, struct opening, origin_wait));
 }
 
 static int
@@ -360,7 +416,7 @@ pool_volume_open(struct pool *pool, const char *name, bool read_only,
     /* Whether it has changed decides how the volume may be opened. */
     o->origin_wait.done = opening_origin;
     if (!o->core->origin || !origin_wait(o->core->origin, &o->origin_wait))
-        opening_look(o);
+        opening_mark(o);
 }
 
 void

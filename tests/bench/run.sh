@@ -12,9 +12,12 @@ W=$(mktemp -d "${TMPDIR:-/tmp}/thinsrv-bench.XXXXXX")
 pids=()
 trap 'kill "${pids[@]}" 2>/dev/null; rm -rf "$W"' EXIT
 
-# ---- three servers over three filled disks ------------------------------------------------
-head -c "$(numfmt --from=iec "$size")" /dev/urandom >"$W/raw"
-qemu-img convert -f raw -O qcow2 -o preallocation=metadata "$W/raw" "$W/qcow2"
+# ---- three servers over three disks -------------------------------------------------------
+# Each is filled through its server by the same requests: how a file was written decides
+# how large the page cache's folios are, and that what an overwrite costs.
+head -c "$(numfmt --from=iec "$size")" /dev/urandom >"$W/source"
+truncate -s "$size" "$W/raw"
+qemu-img create -q -f qcow2 -o preallocation=metadata "$W/qcow2" "$size"
 cat >"$W/conf" <<END
 [server]
 state_dir = $W/state
@@ -40,7 +43,7 @@ thincli volume create bench/vol "$size"
 thin="nbd+unix:///bench/vol?socket=$W/nbd.sock"
 kit="nbd+unix:///?socket=$W/nbdkit.sock"
 qemu="nbd+unix:///?socket=$W/qemu.sock"
-nbdcopy --flush "$W/raw" "$thin"
+for u in "$thin" "$kit" "$qemu"; do nbdcopy --flush "$W/source" "$u"; done
 for u in "$thin" "$kit" "$qemu"; do nbdcopy "$u" null:; done
 
 rate() { # uri, fio options: operations per second

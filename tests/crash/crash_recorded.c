@@ -130,6 +130,7 @@ record(struct recording *rec, uint64_t seed, struct crash_disk *before[SOURCES])
     sim_open_begin(sim, crash_disk_open(rec->disks[DATA], sim->loop),
                    crash_disk_open(rec->disks[META], sim->loop), true);
     sim_wait_call(sim, "making the pool");
+    sim_opened(sim);
     if (sim_close(sim) < 0)
         sim_die(sim, "the new pool does not close");
     for (unsigned i = 0; i < SOURCES; i++)

@@ -135,6 +135,7 @@ event(void *arg, struct pool *pool, const char *name, const char *words)
     if (sim->pool && info.mode != POOL_FAIL && info.incarnation == sim->incarnation)
         sim_die(sim, "the pool has rolled back, and has the incarnation of before");
     sim->rolled_back = true;
+    sim->has_lost |= !sim->cut;
     sim->nr_rollbacks++;
     /* Who has no handle is told by the incarnation. */
     for (unsigned i = 0; i < SIM_VOLUMES; i++)
@@ -207,17 +208,27 @@ sim_wait_call(struct sim *sim, const char *what)
 void
 sim_opened(struct sim *sim)
 {
+    struct sim_event all = {.kind = SIM_EV_STABLE, .id = sim->model.now};
     struct pool_info info;
 
     pool_get_info(sim->pool, &info);
-    if (info.incarnation == sim->incarnation)
-        sim_die(sim, "the pool was opened anew with the incarnation of before");
+    if (info.incarnation == sim->incarnation) {
+        /* It says that nothing acknowledged since it was drawn is lost. What was lost
+           before, in a roll-back, may stand there or not. */
+        if (!sim->has_lost)
+            sim_model_apply(&sim->model, &all);
+        sim->nr_kept_incarnations++;
+    } else if (sim->closed_well) {
+        sim_die(sim, "the pool was closed in good order, and has another incarnation");
+    } else {
+        memset(sim->marks, 0, sizeof(sim->marks));
+    }
     if (info.data_size < sim->data_size)
         sim_die(sim, "the pool has %" PRIu64 " bytes of data, had grown to %" PRIu64,
                 info.data_size, sim->data_size);
     sim->incarnation = info.incarnation;
     sim->data_size = info.data_size;
-    memset(sim->marks, 0, sizeof(sim->marks));
+    sim->closed_well = sim->has_lost = false;
     for (unsigned i = 0; i < SIM_VOLUMES; i++)
         sim->clients[i].lossy = false;
 }
@@ -281,13 +292,19 @@ sim_close(struct sim *sim)
     struct pool_done done = {closed, sim};
     struct sim_event ev = {.kind = SIM_EV_STABLE, .id = sim->model.now};
 
+    struct pool_info info;
+
     close_all(sim);
+    pool_get_info(sim->pool, &info);
     sim->call_ended = false;
     pool_close(sim->pool, false, done);
     sim_wait_call(sim, "closing the pool");
     sim->pool = NULL;
-    if (sim->call_result == 0 && !sim->rolled_back)
+    if (sim->call_result == 0 && !sim->rolled_back) {
         sim_model_apply(&sim->model, &ev);
+        /* One that was only looked at may stay as it was found. */
+        sim->closed_well = !sim->rolling && !sim->faulty && info.commits;
+    }
     return sim->call_result;
 }
 

@@ -55,8 +55,10 @@ struct sim {
     struct pool *pool;
     struct pool_config config;
     bool call_ended, rolled_back, cut;
-    bool rolling; /* a roll-back has begun, maybe not ended */
-    bool faulty;  /* the devices have failed, or may, since the pool was opened */
+    bool closed_well; /* the last time: the incarnation must outlive it */
+    bool has_lost;    /* rolled back since the last opening, not by a power cut */
+    bool rolling;     /* a roll-back has begun, maybe not ended */
+    bool faulty;      /* the devices have failed, or may, since the pool was opened */
     int call_result;
     uint64_t incarnation;
     unsigned ops_in_flight, changes_in_flight;
@@ -71,7 +73,7 @@ struct sim {
         uint64_t hash; /* of what it held after a roll-back */
     } rolled[SIM_VOLUMES];
     uint64_t hash; /* of all answers */
-    uint64_t nr_ops, nr_changes, nr_rollbacks, nr_looks;
+    uint64_t nr_ops, nr_changes, nr_rollbacks, nr_looks, nr_kept_incarnations;
 };
 
 _Noreturn void sim_die(const struct sim *sim, const char *fmt, ...) PRINTF_LIKE(2, 3);

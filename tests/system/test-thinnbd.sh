@@ -119,6 +119,35 @@ start_server
 wait $load || { cat "$W/fio.out" "$W/thinnbd.log"; fail "fio over a restart"; }
 grep -q 'connected again' "$W/thinnbd.log" || fail "the restart came too late"
 
+echo "writes that were not flushed survive a restart in good order, and none is called lost"
+SERVER_PID=$SERVER_PID nbdsh -u "$(local_uri tank/vol)" -c - <<'END' || fail "a restart lost writes, or says so"
+import os, signal, subprocess, time
+w = os.path.dirname(os.environ["THIN_SERVER"][5:])
+pid, server = int(os.environ["SERVER_PID"]), None
+for turn in range(4):
+    data = bytes([turn + 1]) * 65536
+    h.pwrite(data, 16 << 20)                  # in place
+    h.pwrite(data, (200 << 20) + turn * 65536) # a new block
+    if turn == 2:
+        h.pwrite(data[:512], 17 << 20)
+        time.sleep(1.5)                       # past a commit
+        h.pwrite(data, 16 << 20)
+    os.kill(pid, signal.SIGTERM)
+    if server:
+        server.wait()
+    else:
+        while os.path.exists("/proc/%d" % pid):
+            time.sleep(0.02)
+    server = subprocess.Popen(["thinsrv", "--config", w + "/thinsrv.conf"], stdin=subprocess.DEVNULL,
+                              stdout=subprocess.DEVNULL, stderr=open(w + "/thinsrv.log", "ab"), start_new_session=True)
+    pid = server.pid
+    open(w + "/server.pid", "w").write(str(pid))
+    h.flush()
+    assert h.pread(65536, 16 << 20) == data
+    assert h.pread(65536, (200 << 20) + turn * 65536) == data
+END
+SERVER_PID=$(cat "$W/server.pid")
+
 echo "what was flushed survives kill -9 of the server"
 nbdsh -u "$(local_uri tank/vol)" -c 'h.pwrite(b"flushed!" * 8192, 128 << 20); h.flush()'
 kill_server

@@ -304,7 +304,8 @@ START_TEST(a_trailer_comes_back_and_a_flipped_bit_makes_it_none)
         .dev_id = 16777215,
         .root = {.first = 1 << 24, .nr_pages = 9, .last_crc = 10, .sequence = 1ull << 40},
         .generation = 3,
-        .losses = 4,
+        .changes = 4,
+        .incarnation = 1ull << 63,
         .owner_start = 5,
         .flags = CATALOGUE_UNRECORDED,
         .stamp = 6};
@@ -328,7 +329,8 @@ START_TEST(a_trailer_comes_back_and_a_flipped_bit_makes_it_none)
     ck_assert_uint_eq(got.root.last_crc, trailer.root.last_crc);
     ck_assert_uint_eq(got.root.sequence, trailer.root.sequence);
     ck_assert_uint_eq(got.generation, trailer.generation);
-    ck_assert_uint_eq(got.losses, trailer.losses);
+    ck_assert_uint_eq(got.changes, trailer.changes);
+    ck_assert_uint_eq(got.incarnation, trailer.incarnation);
     ck_assert_uint_eq(got.flags, trailer.flags);
     ck_assert_uint_eq(got.stamp, trailer.stamp);
     for (size_t bit = 0; bit < 8 * sizeof(bytes); bit++) {
