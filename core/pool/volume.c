@@ -336,8 +336,8 @@ mark_done(struct metaop *op, int result, const struct thin_error *err)
 static void
 opening_mark(struct opening *o)
 {
-    if (o->read_only || !catalogue_is_clean(o->pool) ||
-        seeded_bug(SEEDED_CLEAN_KEPT) || pool_may_change(o->pool, NULL) < 0) {
+    if (o->read_only || !catalogue_is_clean(o->pool) || seeded_bug(SEEDED_CLEAN_KEPT) ||
+        pool_may_change(o->pool, NULL) < 0) {
         opening_look(o);
         return;
     }
