@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/base/host.h"
 #include "core/offline/owner.h"
 #include "tests/unit/offline/fixture.h"
 
@@ -32,7 +33,7 @@ tear_down(void)
 static void
 mark(uint8_t first_byte_of_host)
 {
-    owner_this_host(trailer.owner_host);
+    host_machine_id(trailer.owner_host);
     trailer.owner_host[0] ^= first_byte_of_host;
     trailer.owner_host[15] |= 1; /* also where this machine has no id */
     catalogue_trailer_encode(&trailer, bytes + SUPERBLOCK_TRAILER_OFFSET);
@@ -48,7 +49,7 @@ END_TEST
 
 START_TEST(an_owner_on_this_machine_is_the_locks_affair)
 {
-    owner_this_host(trailer.owner_host);
+    host_machine_id(trailer.owner_host);
     memset(trailer.owner_boot, 7, 16);
     catalogue_trailer_encode(&trailer, bytes + SUPERBLOCK_TRAILER_OFFSET);
     ck_assert_int_eq(owner_judge(src, false, &err), 0);
