@@ -29,10 +29,10 @@ owner_mark_judge(const void *block, const uint8_t machine[16], bool takeover,
     start = (time_t)t.owner_start;
     if (t.owner_start && gmtime_r(&start, &tm))
         strftime(since, sizeof(since), ", since %Y-%m-%d %H:%M UTC", &tm);
-    return thin_fail(err, -THIN_E_BUSY,
-                     "the metadata belongs to thinsrv on another machine (machine-id "
-                     "%02x%02x%02x%02x...%s); make sure that nobody serves it there, then "
-                     "use --force-takeover",
-                     t.owner_host[0], t.owner_host[1], t.owner_host[2], t.owner_host[3],
-                     since);
+    return thin_fail(
+        err, -THIN_E_BUSY,
+        "the metadata belongs to thinsrv on another machine (machine-id "
+        "%02x%02x%02x%02x...%s); make sure that nobody serves it there, then "
+        "use --force-takeover",
+        t.owner_host[0], t.owner_host[1], t.owner_host[2], t.owner_host[3], since);
 }

@@ -19,6 +19,7 @@
 #include "core/base/bytes.h"
 #include "core/base/cleanup.h"
 #include "core/base/log.h"
+#include "core/ondisk/owner_mark.h"
 #include "core/pool/catalogue_private.h"
 
 #define INDEX_TURN 64u /* records put in order of names in one turn */
@@ -604,6 +605,11 @@ superblock_read(struct device_io *io, int result)
     if (result < 0) {
         thin_fail_code(&load->err, result, "read the superblock's trailer");
         finish(load, result, &load->err);
+        return;
+    }
+    if (params && owner_mark_judge(load->superblock, params->owner_host, params->takeover,
+                                   &load->err) == -THIN_E_BUSY) {
+        finish(load, -THIN_E_BUSY, &load->err);
         return;
     }
     r = read_trailer(load);

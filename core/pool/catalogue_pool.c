@@ -7,6 +7,7 @@
 #include "core/base/assert.h"
 #include "core/base/bytes.h"
 #include "core/base/cleanup.h"
+#include "core/base/host.h"
 #include "core/base/seeded_bug.h"
 #include "core/pool/catalogue_private.h"
 
@@ -168,8 +169,13 @@ catalogue_finish_trailer(void *arg, uint8_t *superblock)
     /* While memory knows what the log does not, the next open must look again. */
     trailer.flags = cat->unrecorded ? CATALOGUE_UNRECORDED : 0;
     cat->cut_clean = pool_closes_clean(pool) && !cat->damage[0];
-    if (cat->cut_clean)
+    if (cat->cut_clean) {
         trailer.flags |= CATALOGUE_CLEAN;
+        /* Nobody's now: the next owner may be on another machine. */
+        memset(trailer.owner_host, 0, sizeof(trailer.owner_host));
+        memset(trailer.owner_boot, 0, sizeof(trailer.owner_boot));
+        trailer.owner_start = 0;
+    }
     trailer.stamp = superblock_stamp(superblock);
     catalogue_trailer_encode(&trailer, bytes);
 }
@@ -226,6 +232,13 @@ catalogue_can_be_clean(const struct pool *pool)
     /* What is being committed right now takes the mark back. */
     return cat && cat->present && !cat->damage[0] &&
            (!cat->clean || pool->commit.cut_txn);
+}
+
+bool
+catalogue_can_be_owned(const struct pool *pool)
+{
+    return pool->catalogue && pool->catalogue->present &&
+           !host_id_is_zero(pool->owner_host);
 }
 
 void

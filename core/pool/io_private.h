@@ -334,6 +334,7 @@ struct pool_end {
     struct bm_fetch fetch;
     struct commit_wait wait;
     struct metaop op; /* of a roll-back: an open volume's details */
+    void (*marked)(struct pool *pool, int result);
     uint32_t dev_id;
     bool found;
     struct device_details details;
@@ -342,6 +343,11 @@ struct pool_end {
     struct device_io wipe_io;
     struct iovec wipe_iov;
 };
+
+/* owner.c: the trailer is written anew with the next commit, as catalogue_finish_trailer
+   finds the pool then: open, or closing in good order. A failure is logged. */
+void owner_write_mark(struct pool *pool, const char *name,
+                      void (*marked)(struct pool *pool, int result));
 
 /* format.c: zeroes block 0 of the metadata device and flushes it. */
 void format_wipe(struct pool *pool, void (*done)(struct pool *pool, int result,

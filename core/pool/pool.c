@@ -244,6 +244,30 @@ format_committed(struct commit_wait *wait, int result)
     open_finish(end->pool, result, &err);
 }
 
+/* Owned or not: where the mark could not be written the pool is read-only by now, and
+   says why. */
+static void
+open_owned(struct commit_wait *wait, int result)
+{
+    struct pool_end *end = container_of(wait, struct pool_end, wait);
+
+    (void)result;
+    open_finish(end->pool, 0, NULL);
+}
+
+static void
+open_marked(struct pool *pool, int result)
+{
+    if (result < 0) {
+        open_finish(pool, 0, NULL);
+        return;
+    }
+    pool->end->wait.done = open_owned;
+    pool->end->wait.txn = commit_last_txn(pool);
+    pool->end->wait.flush_data = false;
+    commit_join(pool, &pool->end->wait);
+}
+
 static void
 open_catalogue(struct pool *pool, int result, const struct thin_error *err)
 {
@@ -258,6 +282,11 @@ open_catalogue(struct pool *pool, int result, const struct thin_error *err)
             thin_fail(&own, result, "%s", thin_strerror(result));
             err = &own;
         }
+    }
+    if (result == 0 && !pool->end->format && catalogue_can_be_owned(pool) &&
+        pool_may_change(pool, NULL) == 0) {
+        owner_write_mark(pool, "mark the pool as ours", open_marked);
+        return;
     }
     if (result < 0 || !pool->end->format) {
         open_finish(pool, result, err);
@@ -511,36 +540,11 @@ pool_closes_clean(const struct pool *pool)
     return pool->end->stage == CLOSE_COMMIT && pool_may_change(pool, NULL) == 0;
 }
 
-static int
-clean_run(struct metaop *op, struct thin_error *err)
-{
-    (void)err;
-    catalogue_touch(op->pool);
-    return 0;
-}
-
 static void
-clean_done(struct metaop *op, int result, const struct thin_error *err)
+close_marked(struct pool *pool, int result)
 {
-    if (result < 0)
-        log_warning("the pool is closed without the mark of a clean end: %s pool=%s",
-                    thin_error_text(err, result), op->pool->name);
-    close_commit(op->pool);
-}
-
-/* Without requests now. Who wrote to the pool learns from the mark that he lost nothing by
-   a restart; a pool that was only looked at stays as it is. */
-static void
-close_mark_clean(struct pool *pool)
-{
-    struct metaop *op = &pool->end->op;
-
-    memset(op, 0, sizeof(*op));
-    op->run = clean_run;
-    op->done = clean_done;
-    op->purse = TM_COMMIT;
-    op->name = "mark a clean end";
-    metaop_start(pool, op, false);
+    (void)result; /* without the mark: it counts as a crash */
+    close_commit(pool);
 }
 
 static void
@@ -553,7 +557,7 @@ close_continue(struct pool *pool)
         if (pool->opened && (pool->commit.nr_commits || pool->commit.write_seq) &&
             pool->metadata_ready && pool_may_change(pool, NULL) == 0 &&
             catalogue_can_be_clean(pool))
-            close_mark_clean(pool);
+            owner_write_mark(pool, "mark a clean end", close_marked);
         else
             close_commit(pool);
     } else if (end->stage == CLOSE_LAST && pool_is_idle(pool) &&

@@ -82,6 +82,7 @@ struct pool_params {
     uint64_t
         wall_clock_s; /* Unix time at open, for creation dates; advances with the loop */
     uint8_t owner_host[16], owner_boot[16]; /* for the owner mark: machine-id, boot-id */
+    bool takeover; /* also if the mark says that another machine has it */
 
     bool
         format; /* create: write fresh metadata and a catalogue on devices of any content */
@@ -99,7 +100,8 @@ struct pool_params {
     /*
      * Opens an external origin (a path, or a URI) for reading; it may wait, on a thread of
      * the caller's. `opened` comes once, on `loop` (which the device is for), never from
-     * inside this call, and must come: the pool's close waits for it. NULL: none.
+     * inside this call (but for -ENOMEM), and must come: the pool's close waits for it.
+     * NULL: none.
      */
     void (*origin_open)(void *arg, struct thin_loop *loop, const char *uri,
                         pool_origin_opened_fn opened, void *opened_arg);
@@ -126,7 +128,8 @@ struct pool_done {
 
 /*
  * Opens (or formats and opens). `opened` follows even after a synchronous mistake. A
- * pool that opens with needs-check or damage opens read-only and says why.
+ * pool that opens with needs-check or damage opens read-only and says why. A pool that
+ * another machine has open, or died with, is refused with -THIN_E_BUSY unless `takeover`.
  */
 void pool_open(const struct pool_params *params,
                void (*opened)(void *arg, struct pool *pool, int result,

@@ -451,6 +451,8 @@ uint64_t catalogue_change_base(const struct pool *pool);
  */
 bool catalogue_is_clean(const struct pool *pool);
 bool catalogue_can_be_clean(const struct pool *pool); /* it is not, and could be */
+/* There is a trailer of ours for the mark to stand in, and this machine has an id. */
+bool catalogue_can_be_owned(const struct pool *pool);
 void catalogue_touch(struct pool *pool); /* inside an operation: the trailer is written */
 void catalogue_durable(struct pool *pool); /* after each commit */
 void catalogue_count(const struct pool *pool, uint64_t *ret_nr_volumes,
