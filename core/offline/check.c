@@ -587,6 +587,7 @@ check_run(struct meta_source *src, const struct check_options *opts, struct repo
           struct check_result *ret, struct thin_error *err)
 {
     struct check c = {.src = src, .opts = opts, .rep = rep, .res = ret};
+    struct source_prefetch *ahead = NULL;
     int r;
 
     memset(ret, 0, sizeof(*ret));
@@ -594,7 +595,12 @@ check_run(struct meta_source *src, const struct check_options *opts, struct repo
     if (r < 0 || !ret->sb_good || opts->super_block_only)
         return r;
     judge_sizes(&c);
+    /* The held snapshot and a look without mappings need a part of it only. */
+    if (!opts->metadata_snap && !opts->skip_mappings)
+        ahead =
+            check_prefetch(src, ret->sb.metadata_sm.bitmap_root, ret->metadata_blocks);
     r = check_all(&c, err);
+    prefetch_end(ahead);
     /* The counts outlive the walk: repairs are made of them. */
     ret->refs = c.walk.refs;
     memset(&c.walk.refs, 0, sizeof(c.walk.refs));

@@ -12,7 +12,7 @@
 
 #include "core/offline/counts.h"
 #include "core/offline/report.h"
-#include "core/offline/source.h"
+#include "core/offline/source_prefetch.h"
 #include "core/offline/walk.h"
 #include "core/ondisk/superblock.h"
 
@@ -70,6 +70,10 @@ struct check {
     struct walk walk;
     uint64_t nr_data; /* data blocks that counters are kept for */
 };
+
+/* Starts to bring what is in use into the page cache, if it is not there. May be NULL. */
+struct source_prefetch *check_prefetch(struct meta_source *src, mblock_t index_block,
+                                       mblock_t nr_blocks);
 
 /* Both walk their own trees and compare with the counts of the walk so far. */
 int check_data_space_map(struct check *c);

@@ -140,33 +140,54 @@ overflow_leaf(void *arg, struct walk_node *node, const uint8_t *data)
     return 0;
 }
 
+static int
+overflow_again(void *arg, size_t index, const uint8_t *data, int code)
+{
+    struct map_check *m = arg;
+
+    (void)index;
+    /* What is damaged was told when it was read for the first time. */
+    if (!data || code < 0 || node_judge(data, VALUE_SIZE_COUNT, NULL) < 0 ||
+        !node_is_leaf(data))
+        return 0;
+    for (uint32_t e = 0, nr = node_nr_entries(data); e < nr; e++) {
+        uint64_t b = node_key(data, e);
+
+        if (b < m->nr_blocks)
+            judge_count(m, b, load_le32(node_value(data, e)), counts_get(m->wanted, b));
+    }
+    return 0;
+}
+
+static int
+compare_blocks(const void *pa, const void *pb)
+{
+    const mblock_t *a = pa, *b = pb;
+
+    return (*a > *b) - (*a < *b);
+}
+
 /* The counts of 3 and more, once all trees have been walked. */
 static int
 overflow_compare(struct map_check *m, enum walk_tree tree)
 {
     struct walk *w = &m->c->walk;
-    AUTO_FREE uint8_t *data = malloc(METADATA_BLOCK_SIZE);
+    AUTO_FREE mblock_t *blocks = malloc((w->nr_nodes + 1) * sizeof(*blocks));
+    size_t nr = 0;
+    int r;
 
-    if (!data)
+    if (!blocks)
         return -ENOMEM;
     for (uint32_t i = 0; i < w->nr_nodes; i++) {
         const struct walk_node *node = &w->nodes[i];
 
-        if (node->tree != tree || node->height || (node->flags & WALK_DAMAGED) ||
-            source_read(m->c->src, node->block, data, NULL) < 0 ||
-            block_check(BLOCK_NODE, data, node->block, NULL) < 0 ||
-            node_judge(data, VALUE_SIZE_COUNT, NULL) < 0 || !node_is_leaf(data))
-            continue;
-        for (uint32_t e = 0, nr = node_nr_entries(data); e < nr; e++) {
-            uint64_t b = node_key(data, e);
-
-            if (b < m->nr_blocks)
-                judge_count(m, b, load_le32(node_value(data, e)),
-                            counts_get(m->wanted, b));
-        }
+        if (node->tree == tree && !node->height && !(node->flags & WALK_DAMAGED))
+            blocks[nr++] = node->block;
     }
+    qsort(blocks, nr, sizeof(*blocks), compare_blocks);
+    r = source_read_many(m->c->src, blocks, nr, BLOCK_NODE, overflow_again, m);
     end_run(m);
-    return 0;
+    return r;
 }
 
 /* ---- bitmaps ------------------------------------------------------------------------------ */
@@ -232,10 +253,8 @@ compare_entries(struct map_check *m, const uint8_t *body, uint64_t k, uint32_t e
 /* nr_free and none_free_before; both conventions for the last bitmap are right. */
 static void
 judge_hints(struct map_check *m, const struct map_bitmap *bm, const uint8_t *data,
-            uint32_t end)
+            uint32_t end, uint32_t free_all, uint32_t free_below)
 {
-    uint32_t free_all = bitmap_count_free(data, BITMAP_ENTRIES);
-    uint32_t free_below = end == BITMAP_ENTRIES ? free_all : bitmap_count_free(data, end);
     uint32_t first = bitmap_find_free(data, 0, end);
     const struct index_entry *e = &bm->entry;
     /* thin_restore 0.9 leaves one block too many counted as used in this map. */
@@ -265,11 +284,12 @@ bitmap_seen(void *arg, size_t index, const uint8_t *data, int code)
     const struct map_bitmap *bm = &m->bitmaps[index];
     uint64_t first = bm->k * BITMAP_ENTRIES;
     uint32_t end = (uint32_t)min_u64(m->nr_blocks - first, BITMAP_ENTRIES);
+    uint32_t free_all, free_below;
     struct thin_error err;
     int r = code;
 
     thin_error_init(&err);
-    if (data)
+    if (data && code < 0) /* once more, for the words */
         r = block_check(BLOCK_BITMAP, data, bm->entry.blocknr, &err);
     if (r < 0 || !data) {
         report_add(m->c->rep, REPORT_DAMAGE, m->place, bm->entry.blocknr,
@@ -278,16 +298,17 @@ bitmap_seen(void *arg, size_t index, const uint8_t *data, int code)
         m->whole = false;
         return 0;
     }
-    m->nr_used += BITMAP_ENTRIES - bitmap_count_free(data, BITMAP_ENTRIES);
+    free_all = bitmap_count_free(data, BITMAP_ENTRIES);
+    free_below = end == BITMAP_ENTRIES ? free_all : bitmap_count_free(data, end);
+    m->nr_used += BITMAP_ENTRIES - free_all;
     compare_entries(m, data + BITMAP_HEADER_BYTES, bm->k, end);
-    if (bitmap_count_free(data, BITMAP_ENTRIES) - bitmap_count_free(data, end) !=
-        BITMAP_ENTRIES - end) {
+    if (free_all - free_below != BITMAP_ENTRIES - end) {
         report_add(m->c->rep, REPORT_DAMAGE, m->place, bm->entry.blocknr,
                    "bitmap %" PRIu64 " (block %" PRIu64
                    ") has counts beyond the last of %" PRIu64 " blocks",
                    bm->k, bm->entry.blocknr, m->nr_blocks);
     }
-    judge_hints(m, bm, data, end);
+    judge_hints(m, bm, data, end, free_all, free_below);
     return 0;
 }
 
@@ -317,7 +338,7 @@ read_bitmaps(struct map_check *m)
     qsort(m->bitmaps, m->nr_bitmaps, sizeof(*m->bitmaps), compare_bitmap_blocks);
     for (size_t i = 0; i < m->nr_bitmaps; i++)
         blocks[i] = m->bitmaps[i].entry.blocknr;
-    r = source_read_many(m->c->src, blocks, m->nr_bitmaps, bitmap_seen, m);
+    r = source_read_many(m->c->src, blocks, m->nr_bitmaps, BLOCK_BITMAP, bitmap_seen, m);
     end_run(m);
     return r;
 }

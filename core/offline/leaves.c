@@ -185,12 +185,12 @@ compare_slots(const void *pa, const void *pb)
     return (a->block > b->block) - (a->block < b->block);
 }
 
-/* All that can be said of a leaf without its parents. */
+/* All that can be said of a leaf without its parents; `code` is that of its checksum. */
 static int
 judge_contents(const struct tree_shape *tree, mblock_t block, const uint8_t *data,
-               struct thin_error *err)
+               int code, struct thin_error *err)
 {
-    int r = block_check(BLOCK_NODE, data, block, err);
+    int r = code < 0 ? block_check(BLOCK_NODE, data, block, err) : 0;
 
     if (r == 0)
         r = node_judge(data, tree->value_size, err);
@@ -212,7 +212,7 @@ slot_seen(void *arg, size_t index, const uint8_t *data, int code)
     cur->codes[place] = code;
     if (!data)
         return 0;
-    cur->data[place] = cache && judge_contents(cur->tree, block, data, NULL) == 0
+    cur->data[place] = cache && judge_contents(cur->tree, block, data, code, NULL) == 0
                            ? leaf_cache_put(cache, block, data)
                            : NULL;
     if (cur->data[place]) {
@@ -251,7 +251,8 @@ fill_window(struct leaf_cursor *cur)
         cur->blocks[i] = cur->slots[i].block;
     cur->begin = cur->at;
     cur->end = cur->at + nr;
-    return source_read_many(cur->tree->src, cur->blocks, missing, slot_seen, cur);
+    return source_read_many(cur->tree->src, cur->blocks, missing, BLOCK_NODE, slot_seen,
+                            cur);
 }
 
 static int
@@ -260,13 +261,13 @@ judge_leaf(const struct tree_shape *tree, const struct leaf_ref *ref, const uint
 {
     int r;
 
-    if (code < 0)
+    if (!data)
         return thin_fail_code(err, code, "read metadata block %" PRIu64, ref->block);
     if (ref->block == 0 || ref->block >= tree->nr_blocks)
         return thin_fail(err, -THIN_E_BAD_BLOCK,
                          "a pointer to block %" PRIu64 ", outside 1 to %" PRIu64,
                          ref->block, tree->nr_blocks - 1);
-    r = code == JUDGED ? 0 : judge_contents(tree, ref->block, data, err);
+    r = code == JUDGED ? 0 : judge_contents(tree, ref->block, data, code, err);
     return r < 0 ? r : judge_range(ref, data, err);
 }
 

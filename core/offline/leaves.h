@@ -68,7 +68,7 @@ struct leaf_cursor {
     size_t begin, end; /* what the window holds */
     uint8_t *bytes;
     const uint8_t **data; /* into `bytes`, or the cache */
-    int *codes;           /* of reading; 1: judged already */
+    int *codes;           /* of reading and checksum; 1: judged already */
     struct leaf_slot *slots;
     mblock_t *blocks;
 };

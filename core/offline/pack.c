@@ -12,6 +12,7 @@
 
 #define PACK_VERSION  1u
 #define PACK_LEVEL    6
+#define PASS_BLOCKS   512u /* asked for at once: 2 MiB */
 #define RECORD_BYTES  (12u + METADATA_BLOCK_SIZE)
 #define END_OF_PACK   UINT64_MAX
 #define STREAM_BUFFER (256u << 10)
@@ -118,22 +119,22 @@ pack_seen(void *arg, size_t index, const uint8_t *data, int code)
 static int
 pass(struct packer *p, struct meta_source *src, bool count_only)
 {
-    mblock_t blocks[SOURCE_PIECE_BLOCKS];
+    mblock_t blocks[PASS_BLOCKS];
     int r = 0;
 
     p->count_only = count_only;
     p->nr_packed = 0;
-    for (mblock_t b = 0; b < src->nr_blocks && r >= 0; b += SOURCE_PIECE_BLOCKS) {
+    for (mblock_t b = 0; b < src->nr_blocks && r >= 0; b += PASS_BLOCKS) {
         size_t n = 0;
 
-        while (n < SOURCE_PIECE_BLOCKS && b + n < src->nr_blocks) {
+        while (n < PASS_BLOCKS && b + n < src->nr_blocks) {
             blocks[n] = b + n;
             n++;
         }
         p->begin = b;
         r = source_tick(src, "metadata blocks", b, src->nr_blocks);
         if (r >= 0)
-            r = source_read_many(src, blocks, n, pack_seen, p);
+            r = source_read_many(src, blocks, n, BLOCK_KINDS, pack_seen, p);
     }
     return r;
 }

@@ -12,7 +12,7 @@
 #include "core/ondisk/superblock.h"
 
 #define DEPTH_MAX  12u
-#define BATCH      SOURCE_PIECE_BLOCKS
+#define BATCH      512u /* blocks asked for at once: 2 MiB */
 #define TOTAL_BUSY (UINT64_MAX - 1)
 
 static void
@@ -35,14 +35,14 @@ note_node(struct scan_block *s, const uint8_t *data)
 
 struct pass {
     struct scan *scan;
-    mblock_t begin;
+    const mblock_t *blocks;
 };
 
 static int
 node_seen(void *arg, size_t index, const uint8_t *data, int code)
 {
     struct pass *p = arg;
-    mblock_t b = p->begin + index;
+    mblock_t b = p->blocks[index];
     struct scan_block *s = &p->scan->blocks[b];
     enum block_kind kind;
 
@@ -73,7 +73,7 @@ read_all(struct scan *scan)
     int r = 0;
 
     for (mblock_t b = 0; b < scan->nr_blocks && r >= 0; b += BATCH) {
-        struct pass p = {scan, b};
+        struct pass p = {scan, blocks};
         size_t n = 0;
 
         while (n < BATCH && b + n < scan->nr_blocks) {
@@ -82,7 +82,7 @@ read_all(struct scan *scan)
         }
         r = source_tick(scan->src, "metadata blocks scanned", b, scan->nr_blocks);
         if (r >= 0)
-            r = source_read_many(scan->src, blocks, n, node_seen, &p);
+            r = source_read_many(scan->src, blocks, n, BLOCK_KINDS, node_seen, &p);
     }
     return r;
 }
@@ -118,7 +118,7 @@ pointers_seen(void *arg, size_t index, const uint8_t *data, int code)
 {
     struct pass *p = arg;
     struct scan *scan = p->scan;
-    struct scan_block *s = &scan->blocks[p->begin + index];
+    struct scan_block *s = &scan->blocks[p->blocks[index]];
 
     (void)code;
     if (!data)
@@ -142,14 +142,20 @@ pointers_seen(void *arg, size_t index, const uint8_t *data, int code)
 static int
 read_pointers(struct scan *scan)
 {
+    mblock_t blocks[BATCH];
+    struct pass p = {scan, blocks};
+    size_t n = 0;
     int r = 0;
 
     for (mblock_t b = 0; b < scan->nr_blocks && r >= 0; b++) {
-        struct pass p = {scan, b};
         const struct scan_block *s = &scan->blocks[b];
 
         if (s->kind == SCAN_INTERNAL || (s->kind == SCAN_LEAF && s->nr))
-            r = source_read_many(scan->src, &b, 1, pointers_seen, &p);
+            blocks[n++] = b;
+        if (n == BATCH || (n && b + 1 == scan->nr_blocks)) {
+            r = source_read_many(scan->src, blocks, n, BLOCK_KINDS, pointers_seen, &p);
+            n = 0;
+        }
     }
     return r;
 }

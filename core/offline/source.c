@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "core/base/checked.h"
+#include "core/offline/source_ahead.h"
 
 int
 source_open_ops(const struct source_ops *ops, void *arg, uint64_t size_bytes,
@@ -34,6 +35,7 @@ source_close(struct meta_source *src)
 {
     if (!src)
         return;
+    ahead_destroy(src->ahead);
     if (src->ops->close)
         src->ops->close(src->arg);
     free(src->piece);
@@ -62,84 +64,161 @@ source_read(struct meta_source *src, mblock_t b, void *buf, struct thin_error *e
     return 0;
 }
 
-/* How many of sorted[0..] go in one read. */
+/* How many of sorted[0..] go in one read of at most `most` blocks. */
 static size_t
-piece_length(const mblock_t *sorted, size_t nr)
+piece_length(const mblock_t *sorted, size_t nr, mblock_t most)
 {
     size_t n = 1;
 
-    while (n < nr && sorted[n] - sorted[0] < SOURCE_PIECE_BLOCKS &&
+    while (n < nr && n < most && sorted[n] - sorted[0] < most &&
            sorted[n] - sorted[n - 1] <= SOURCE_GAP_BLOCKS)
         n++;
     return n;
 }
 
+/* One source_read_many. */
+struct row {
+    struct meta_source *src;
+    const mblock_t *sorted;
+    enum block_kind kind;
+    source_seen_fn *seen;
+    void *arg;
+};
+
+static int
+see_block(const struct row *row, size_t i, const uint8_t *data)
+{
+    int code =
+        row->kind == BLOCK_KINDS ? 0 : block_check(row->kind, data, row->sorted[i], NULL);
+
+    return row->seen(row->arg, i, data, code);
+}
+
 /* A piece that failed as a whole: block by block, to find the bad ones. */
 static int
-read_singly(struct meta_source *src, const mblock_t *sorted, size_t first, size_t nr,
-            source_seen_fn *seen, void *arg)
+read_singly(const struct row *row, size_t first, size_t nr)
 {
+    struct meta_source *src = row->src;
+
     for (size_t i = first; i < first + nr; i++) {
-        int code = src->ops->read(src->arg, sorted[i] * METADATA_BLOCK_SIZE, src->piece,
-                                  METADATA_BLOCK_SIZE);
+        int code = src->ops->read(src->arg, row->sorted[i] * METADATA_BLOCK_SIZE,
+                                  src->piece, METADATA_BLOCK_SIZE);
         int r;
 
-        if (code < 0)
+        if (code < 0) {
             src->nr_unreadable++;
-        else
+            r = row->seen(row->arg, i, NULL, code);
+        } else {
             src->nr_read++;
-        r = seen(arg, i, code < 0 ? NULL : src->piece, code);
+            r = see_block(row, i, src->piece);
+        }
         if (r)
             return r;
     }
     return 0;
 }
 
-int
-source_read_many(struct meta_source *src, const mblock_t *sorted, size_t nr,
-                 source_seen_fn *seen, void *arg)
+static int
+read_here(const struct row *row, size_t nr)
 {
+    struct meta_source *src = row->src;
+    const mblock_t *sorted = row->sorted;
     size_t n;
 
     for (size_t i = 0; i < nr; i += n) {
         uint64_t len;
         int r;
 
-        if (sorted[i] >= src->nr_blocks) {
-            n = 1;
-            r = seen(arg, i, NULL, -THIN_E_RANGE);
-            if (r)
-                return r;
-            continue;
-        }
-        n = piece_length(sorted + i, nr - i);
-        while (sorted[i + n - 1] >= src->nr_blocks)
-            n--;
+        n = piece_length(sorted + i, nr - i, SOURCE_PIECE_BLOCKS);
         len = sorted[i + n - 1] - sorted[i] + 1;
-        if (src->ops->will_read && i + n < nr && sorted[i + n] < src->nr_blocks)
-            src->ops->will_read(src->arg, sorted[i + n] * METADATA_BLOCK_SIZE,
-                                (size_t)SOURCE_PIECE_BLOCKS * METADATA_BLOCK_SIZE);
         r = source_tick(src, NULL, 0, 0);
         if (r < 0)
             return r;
         r = src->ops->read(src->arg, sorted[i] * METADATA_BLOCK_SIZE, src->piece,
                            (size_t)len * METADATA_BLOCK_SIZE);
         if (r < 0) {
-            r = read_singly(src, sorted, i, n, seen, arg);
+            r = read_singly(row, i, n);
             if (r)
                 return r;
             continue;
         }
         src->nr_read += n;
         for (size_t j = i; j < i + n; j++) {
-            r = seen(arg, j,
-                     src->piece + (size_t)(sorted[j] - sorted[i]) * METADATA_BLOCK_SIZE,
-                     0);
+            r = see_block(row, j,
+                          src->piece +
+                              (size_t)(sorted[j] - sorted[i]) * METADATA_BLOCK_SIZE);
             if (r)
                 return r;
         }
     }
     return 0;
+}
+
+static int
+see_piece(const struct row *row, size_t first, const struct ahead_piece *p)
+{
+    int r = source_tick(row->src, NULL, 0, 0);
+
+    if (r < 0)
+        return r;
+    if (p->code < 0)
+        return read_singly(row, first, p->nr);
+    row->src->nr_read += p->nr;
+    for (size_t j = 0; j < p->nr && r == 0; j++)
+        r = row->seen(row->arg, first + j,
+                      p->bytes +
+                          (size_t)(p->blocks[j] - p->blocks[0]) * METADATA_BLOCK_SIZE,
+                      p->codes[j]);
+    return r;
+}
+
+static int
+read_ahead(const struct row *row, size_t nr)
+{
+    struct source_ahead *a = row->src->ahead;
+    size_t asked = 0, first = 0;
+    int r = 0;
+
+    while (first < nr && r == 0) {
+        const struct ahead_piece *p;
+
+        while (asked < nr && ahead_has_room(a)) {
+            size_t n = piece_length(row->sorted + asked, nr - asked, AHEAD_PIECE_BLOCKS);
+
+            ahead_ask(a, row->sorted + asked, n, row->kind);
+            asked += n;
+        }
+        p = ahead_take(a);
+        r = see_piece(row, first, p);
+        first += p->nr;
+        ahead_release(a);
+    }
+    ahead_drop(a);
+    return r;
+}
+
+int
+source_read_many(struct meta_source *src, const mblock_t *sorted, size_t nr,
+                 enum block_kind kind, source_seen_fn *seen, void *arg)
+{
+    const struct row row = {src, sorted, kind, seen, arg};
+    size_t inside = nr;
+    int r;
+
+    while (inside && sorted[inside - 1] >= src->nr_blocks)
+        inside--;
+    if (inside > 1 && src->ops->any_thread && !src->ahead)
+        (void)ahead_create(src->ops, src->arg, &src->ahead);
+    r = inside > 1 && src->ahead ? read_ahead(&row, inside) : read_here(&row, inside);
+    for (size_t i = inside; i < nr && r == 0; i++)
+        r = seen(arg, i, NULL, -THIN_E_RANGE);
+    return r;
+}
+
+bool
+source_is_slow(const struct meta_source *src)
+{
+    return src->ahead && ahead_was_slow(src->ahead);
 }
 
 int

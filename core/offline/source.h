@@ -5,7 +5,8 @@
  * Not through the cached block manager: a tool reads most blocks once, in the order
  * that suits the disk, and must go on after blocks that cannot be read.
  *
- * One thread at a time for each source. No globals.
+ * One thread at a time for each source. A path is read ahead by threads of the source's
+ * own (source_ahead.h), which end with it. No globals.
  */
 #ifndef THIN_CORE_OFFLINE_SOURCE_H
 #define THIN_CORE_OFFLINE_SOURCE_H
@@ -23,7 +24,8 @@
 /* Offsets and lengths are multiples of 4096. 0 or a negative code; short is -EIO. */
 struct source_ops {
     int (*read)(void *arg, uint64_t offset, void *buf, size_t len_bytes);
-    /* Says that a range will be read soon; may be NULL. */
+    bool any_thread; /* several threads may read at once: reads then run ahead */
+    /* Says that a range will be read soon. NULL: there is no cache that would keep it. */
     void (*will_read)(void *arg, uint64_t offset, size_t len_bytes);
     int (*write)(void *arg, uint64_t offset, const void *buf, size_t len_bytes);
     int (*flush)(void *arg);
@@ -36,13 +38,15 @@ struct source_progress {
     void *arg;
 };
 
+struct source_ahead;
 struct meta_source {
     const struct source_ops *ops;
     void *arg;
     uint64_t nr_blocks; /* whole metadata blocks */
     bool writable;
     struct source_progress progress;
-    uint8_t *piece; /* SOURCE_PIECE_BLOCKS, aligned to 4096 */
+    uint8_t *piece;             /* SOURCE_PIECE_BLOCKS, aligned to 4096 */
+    struct source_ahead *ahead; /* NULL before the first long row, or for good */
     uint64_t nr_read, nr_unreadable;
 };
 
@@ -73,14 +77,19 @@ void source_close(struct meta_source *src); /* NULL is fine */
 int source_read(struct meta_source *src, mblock_t b, void *buf, struct thin_error *err);
 
 /*
- * The blocks of `sorted` (ascending, distinct) in that order, neighbours joined into
- * large reads. `seen` gets the index, and 4096 bytes that live until it returns, or
- * NULL and the code of a block that cannot be read. Its own result, if not 0, ends the
- * row and is returned. -THIN_E_CANCELLED when the progress function says so.
+ * The blocks of `sorted` (ascending) in that order, neighbours joined into large reads,
+ * and checked as `kind` (BLOCK_KINDS: not at all). `seen` gets the index, and either
+ * 4096 bytes that live until it returns, with the code of block_check, or NULL and the
+ * code of a block that cannot be read. Its own result, if not 0, ends the row and is
+ * returned; it must not read from `src` itself. -THIN_E_CANCELLED when the progress
+ * function says so.
  */
 typedef int source_seen_fn(void *arg, size_t index, const uint8_t *data, int code);
 int source_read_many(struct meta_source *src, const mblock_t *sorted, size_t nr,
-                     source_seen_fn *seen, void *arg);
+                     enum block_kind kind, source_seen_fn *seen, void *arg);
+
+/* The last row came from a disk rather than from memory, as far as can be told. */
+bool source_is_slow(const struct meta_source *src);
 
 int source_write(struct meta_source *src, mblock_t b, const void *buf, size_t nr_blocks,
                  struct thin_error *err);

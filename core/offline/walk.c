@@ -143,6 +143,19 @@ walk_count_block(struct walk *w, mblock_t b, enum report_place place, const char
     return true;
 }
 
+struct block_record {
+    mblock_t block;
+    uint32_t record;
+};
+
+static int
+compare_block_record(const void *pa, const void *pb)
+{
+    const struct block_record *a = pa, *b = pb;
+
+    return (a->block > b->block) - (a->block < b->block);
+}
+
 /* ---- heights ------------------------------------------------------------------------ */
 
 /*
@@ -194,6 +207,83 @@ root_height(struct walk *w, mblock_t b, uint32_t value_size)
     if (h == HEIGHT_BAD || h == HEIGHT_UNKNOWN)
         return 0; /* reading it as a leaf will say what is wrong */
     return h - 1 > (int)WALK_HEIGHT_MAX ? WALK_HEIGHT_MAX : (uint8_t)(h - 1);
+}
+
+/*
+ * The heights of many roots at once, a level in one row of reads: down their first
+ * children, as find_height would go. Where that meets damage it leaves the rest to
+ * find_height; it only saves waiting for one block after the other.
+ */
+#define NO_STEP UINT32_MAX
+
+struct step {
+    mblock_t block;
+    uint32_t up; /* the step that led here, or NO_STEP */
+};
+
+struct prober {
+    struct walk *w;
+    uint32_t value_size;
+    struct step *steps; /* room for one for each root and level */
+    uint32_t nr;
+    struct block_record *order;
+};
+
+static int
+probe_seen(void *arg, size_t index, const uint8_t *data, int code)
+{
+    struct prober *p = arg;
+    struct walk *w = p->w;
+    uint32_t at = p->order[index].record;
+
+    if (!data || code < 0 || node_judge(data, p->value_size, NULL) < 0)
+        return 0;
+    if (!node_is_leaf(data)) {
+        mblock_t below = node_value64(data, 0);
+
+        if (below > 0 && below < w->nr_blocks)
+            p->steps[p->nr++] = (struct step){below, at};
+        return 0;
+    }
+    for (uint8_t h = 1; at != NO_STEP; h++, at = p->steps[at].up)
+        if (w->height_of[p->steps[at].block] == HEIGHT_UNKNOWN)
+            w->height_of[p->steps[at].block] = h;
+    return 0;
+}
+
+static int
+probe_heights(struct walk *w, uint32_t value_size, const struct walk_root *roots,
+              size_t nr_roots)
+{
+    struct prober p = {.w = w, .value_size = value_size};
+    AUTO_FREE struct step *steps =
+        calloc(nr_roots + 1, (WALK_HEIGHT_MAX + 2) * sizeof(*steps));
+    AUTO_FREE struct block_record *order = calloc(nr_roots + 1, sizeof(*order));
+    AUTO_FREE mblock_t *blocks = calloc(nr_roots + 1, sizeof(*blocks));
+    uint32_t begin = 0;
+
+    if (!steps || !order || !blocks)
+        return -ENOMEM;
+    p.steps = steps;
+    p.order = order;
+    for (size_t i = 0; i < nr_roots; i++)
+        if (roots[i].block > 0 && roots[i].block < w->nr_blocks)
+            steps[p.nr++] = (struct step){roots[i].block, NO_STEP};
+    for (unsigned depth = 0; depth <= WALK_HEIGHT_MAX && begin < p.nr; depth++) {
+        uint32_t nr = p.nr - begin;
+        int r;
+
+        for (uint32_t i = 0; i < nr; i++)
+            order[i] = (struct block_record){steps[begin + i].block, begin + i};
+        qsort(order, nr, sizeof(*order), compare_block_record);
+        for (uint32_t i = 0; i < nr; i++)
+            blocks[i] = order[i].block;
+        begin = p.nr;
+        r = source_read_many(w->src, blocks, nr, BLOCK_NODE, probe_seen, &p);
+        if (r < 0)
+            return r;
+    }
+    return 0;
 }
 
 /* ---- references ------------------------------------------------------------------ */
@@ -369,7 +459,8 @@ node_seen(void *arg, size_t index, const uint8_t *data, int code)
                     thin_strerror(code));
         return 0;
     }
-    r = block_check(BLOCK_NODE, data, node->block, &err);
+    /* A bad checksum is looked at once more, for the words. */
+    r = code < 0 ? block_check(BLOCK_NODE, data, node->block, &err) : 0;
     if (r == 0)
         r = node_judge(data, walk_tree_value_size(lw->tree), &err);
     if (r < 0) {
@@ -382,19 +473,6 @@ node_seen(void *arg, size_t index, const uint8_t *data, int code)
         return enter_children(lw, record, data);
     node->total = node_nr_entries(data);
     return lw->leaf ? lw->leaf(lw->arg, node, data) : 0;
-}
-
-struct block_record {
-    mblock_t block;
-    uint32_t record;
-};
-
-static int
-compare_block_record(const void *pa, const void *pb)
-{
-    const struct block_record *a = pa, *b = pb;
-
-    return (a->block > b->block) - (a->block < b->block);
 }
 
 /* Calls `seen` with the list's nodes in block order; lw->order tells which. */
@@ -422,7 +500,7 @@ read_level(struct level_walk *lw, const struct worklist *list, source_seen_fn *s
         order[i] = sort[i].record;
     }
     lw->order = order;
-    r = source_read_many(lw->w->src, blocks, list->nr, seen, lw);
+    r = source_read_many(lw->w->src, blocks, list->nr, BLOCK_NODE, seen, lw);
     lw->order = NULL;
     return r;
 }
@@ -432,7 +510,10 @@ start_roots(struct level_walk *lw, const struct walk_root *roots, size_t nr_root
 {
     struct walk *w = lw->w;
     uint32_t value_size = walk_tree_value_size(lw->tree);
+    int rc = nr_roots > 1 ? probe_heights(w, value_size, roots, nr_roots) : 0;
 
+    if (rc < 0)
+        return rc;
     for (size_t i = 0; i < nr_roots; i++) {
         struct walk_node ref = {
             .block = roots[i].block,
@@ -487,19 +568,14 @@ sum_seen(void *arg, size_t index, const uint8_t *data, int code)
     struct walk_node *node = &w->nodes[lw->order[index]];
     uint32_t nr;
 
-    (void)code;
-    if ((node->flags & WALK_DAMAGED) || !data ||
-        block_check(BLOCK_NODE, data, node->block, NULL) < 0 ||
-        node_judge(data, walk_tree_value_size(lw->tree), NULL) < 0) {
+    if (node->flags & WALK_DAMAGED)
         node->flags |= WALK_PARTIAL;
-        if (!data || !(node->flags & WALK_DAMAGED))
-            return 0;
-        /* A node with some bad pointers still leads to the rest. */
-        if (block_check(BLOCK_NODE, data, node->block, NULL) < 0 ||
-            node_judge(data, walk_tree_value_size(lw->tree), NULL) < 0 ||
-            node_is_leaf(data))
-            return 0;
+    if (!data || code < 0 || node_judge(data, walk_tree_value_size(lw->tree), NULL) < 0 ||
+        node_is_leaf(data)) {
+        node->flags |= WALK_PARTIAL;
+        return 0;
     }
+    /* A node with some bad pointers still leads to the rest. */
     nr = node_nr_entries(data);
     node->total = 0;
     for (uint32_t i = 0; i < nr; i++) {

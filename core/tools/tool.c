@@ -19,7 +19,7 @@
 
 /* A process has one terminal and one set of signals. */
 static volatile sig_atomic_t interrupted;
-static bool progress_shown;
+static bool progress_shown, on_terminal;
 int tool_takeover;
 
 const char *
@@ -174,7 +174,7 @@ tick(void *arg, const char *what, uint64_t done, uint64_t total)
 
     if (interrupted)
         return 1;
-    if (!isatty(STDERR_FILENO))
+    if (!on_terminal)
         return 0;
     now = now_ms();
     if (!last)
@@ -216,6 +216,7 @@ tool_open(const char *path, enum source_mode mode, struct meta_source **ret_src,
     }
     if (r < 0)
         return r;
+    on_terminal = isatty(STDERR_FILENO);
     sigaction(SIGINT, &sa, NULL);
     sigaction(SIGTERM, &sa, NULL);
     (*ret_src)->progress.tick = tick;

@@ -1,0 +1,261 @@
+#include "core/offline/source_ahead.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <time.h>
+
+#include "core/base/assert.h"
+
+/* The page cache delivers in a third of it. */
+#define SLOW_US           40u
+#define SLOW_PER_64_BLOCK 160u
+
+/*
+ * A ring by rising numbers:
+ *
+ *      taken <= begun <= asked <= taken + AHEAD_PIECES
+ *
+ *  below taken   released, or never asked for
+ *  below begun   somebody reads it, or has (`done`)
+ *  below asked   waits for whoever comes first, a thread or the owner
+ */
+struct source_ahead {
+    const struct source_ops *ops;
+    void *arg;
+    struct ahead_piece pieces[AHEAD_PIECES];
+    bool done[AHEAD_PIECES];
+    uint64_t taken, begun, asked;
+    bool ending, started;
+    bool slow; /* the last read waited for a disk */
+    uint8_t *bytes;
+    pthread_mutex_t lock;   /* guards the numbers, `done`, `ending`, `slow` */
+    pthread_cond_t wanted;  /* something is asked for, or the end: for the first thread */
+    pthread_cond_t crowded; /* the same, for all others: only while reads are slow */
+    pthread_cond_t arrived; /* something is done */
+    unsigned nr_threads;
+    pthread_t threads[AHEAD_THREADS];
+};
+
+static uint64_t
+now_us(void)
+{
+    struct timespec ts;
+
+    clock_gettime(CLOCK_MONOTONIC, &ts);
+    return (uint64_t)ts.tv_sec * 1000000 + (uint64_t)ts.tv_nsec / 1000;
+}
+
+static bool
+read_piece(const struct source_ahead *a, struct ahead_piece *p)
+{
+    size_t len = (size_t)(p->blocks[p->nr - 1] - p->blocks[0] + 1);
+    uint64_t begin = now_us();
+    bool slow;
+
+    p->code = a->ops->read(a->arg, p->blocks[0] * METADATA_BLOCK_SIZE, p->bytes,
+                           len * METADATA_BLOCK_SIZE);
+    slow = now_us() - begin > SLOW_US + SLOW_PER_64_BLOCK * len / 64;
+    if (p->code < 0)
+        return slow;
+    for (size_t i = 0; i < p->nr; i++)
+        p->codes[i] = p->kind == BLOCK_KINDS
+                          ? 0
+                          : block_check(p->kind,
+                                        p->bytes + (size_t)(p->blocks[i] - p->blocks[0]) *
+                                                       METADATA_BLOCK_SIZE,
+                                        p->blocks[i], NULL);
+    return slow;
+}
+
+/* Reads the next piece that nobody has begun. With the lock held, but for the read. */
+static void
+read_next(struct source_ahead *a)
+{
+    unsigned i = (unsigned)(a->begun++ % AHEAD_PIECES);
+    bool slow;
+
+    pthread_mutex_unlock(&a->lock);
+    slow = read_piece(a, &a->pieces[i]);
+    pthread_mutex_lock(&a->lock);
+    a->done[i] = true;
+    if (slow && !a->slow && a->begun != a->asked)
+        pthread_cond_broadcast(&a->crowded);
+    a->slow = slow;
+}
+
+/* The first thread: what comes from the page cache needs no more than one. */
+static void *
+run_first(void *arg)
+{
+    struct source_ahead *a = arg;
+
+    pthread_mutex_lock(&a->lock);
+    while (!a->ending) {
+        if (a->begun == a->asked) {
+            pthread_cond_wait(&a->wanted, &a->lock);
+            continue;
+        }
+        read_next(a);
+        pthread_cond_signal(&a->arrived);
+    }
+    pthread_mutex_unlock(&a->lock);
+    return NULL;
+}
+
+static void *
+run_other(void *arg)
+{
+    struct source_ahead *a = arg;
+
+    pthread_mutex_lock(&a->lock);
+    while (!a->ending) {
+        if (a->begun == a->asked || !a->slow) {
+            pthread_cond_wait(&a->crowded, &a->lock);
+            continue;
+        }
+        read_next(a);
+        pthread_cond_signal(&a->arrived);
+    }
+    pthread_mutex_unlock(&a->lock);
+    return NULL;
+}
+
+int
+ahead_create(const struct source_ops *ops, void *arg, struct source_ahead **ret)
+{
+    struct source_ahead *a = calloc(1, sizeof(*a));
+    const size_t piece = (size_t)AHEAD_PIECE_BLOCKS * METADATA_BLOCK_SIZE;
+
+    if (!a)
+        return -ENOMEM;
+    a->ops = ops;
+    a->arg = arg;
+    a->bytes = aligned_alloc(METADATA_BLOCK_SIZE, AHEAD_PIECES * piece);
+    if (!a->bytes) {
+        free(a);
+        return -ENOMEM;
+    }
+    for (unsigned i = 0; i < AHEAD_PIECES; i++)
+        a->pieces[i].bytes = a->bytes + i * piece;
+    pthread_mutex_init(&a->lock, NULL);
+    pthread_cond_init(&a->wanted, NULL);
+    pthread_cond_init(&a->crowded, NULL);
+    pthread_cond_init(&a->arrived, NULL);
+    *ret = a;
+    return 0;
+}
+
+void
+ahead_destroy(struct source_ahead *a)
+{
+    if (!a)
+        return;
+    pthread_mutex_lock(&a->lock);
+    a->ending = true;
+    pthread_cond_broadcast(&a->wanted);
+    pthread_cond_broadcast(&a->crowded);
+    pthread_mutex_unlock(&a->lock);
+    for (unsigned i = 0; i < a->nr_threads; i++)
+        pthread_join(a->threads[i], NULL);
+    pthread_cond_destroy(&a->wanted);
+    pthread_cond_destroy(&a->crowded);
+    pthread_cond_destroy(&a->arrived);
+    pthread_mutex_destroy(&a->lock);
+    free(a->bytes);
+    free(a);
+}
+
+/* Signals are the owner's: who waits for a disk here must not be the one to get them. */
+static void
+start(struct source_ahead *a)
+{
+    sigset_t all, before;
+
+    a->started = true;
+    sigfillset(&all);
+    if (pthread_sigmask(SIG_SETMASK, &all, &before))
+        return;
+    while (a->nr_threads < AHEAD_THREADS &&
+           pthread_create(&a->threads[a->nr_threads], NULL,
+                          a->nr_threads ? run_other : run_first, a) == 0)
+        a->nr_threads++;
+    (void)pthread_sigmask(SIG_SETMASK, &before, NULL);
+}
+
+/* Only the owner changes `taken` and `asked`: it may read them without the lock. */
+bool
+ahead_has_room(const struct source_ahead *a)
+{
+    return a->asked - a->taken < AHEAD_PIECES;
+}
+
+bool
+ahead_is_empty(const struct source_ahead *a)
+{
+    return a->asked == a->taken;
+}
+
+void
+ahead_ask(struct source_ahead *a, const mblock_t *blocks, size_t nr, enum block_kind kind)
+{
+    unsigned i = (unsigned)(a->asked % AHEAD_PIECES);
+    struct ahead_piece *p = &a->pieces[i];
+
+    THIN_ASSERT(ahead_has_room(a) && nr > 0 && nr <= AHEAD_PIECE_BLOCKS);
+    p->blocks = blocks;
+    p->nr = nr;
+    p->kind = kind;
+    a->done[i] = false;
+    if (!a->started)
+        start(a);
+    pthread_mutex_lock(&a->lock);
+    a->asked++;
+    pthread_cond_signal(&a->wanted);
+    if (a->slow)
+        pthread_cond_signal(&a->crowded);
+    pthread_mutex_unlock(&a->lock);
+}
+
+const struct ahead_piece *
+ahead_take(struct source_ahead *a)
+{
+    unsigned i = (unsigned)(a->taken % AHEAD_PIECES);
+
+    THIN_ASSERT(!ahead_is_empty(a));
+    pthread_mutex_lock(&a->lock);
+    /* Reading one of the next is better than waiting. */
+    while (!a->done[i]) {
+        if (a->begun != a->asked)
+            read_next(a);
+        else
+            pthread_cond_wait(&a->arrived, &a->lock);
+    }
+    pthread_mutex_unlock(&a->lock);
+    return &a->pieces[i];
+}
+
+void
+ahead_release(struct source_ahead *a)
+{
+    THIN_ASSERT(!ahead_is_empty(a));
+    a->taken++;
+}
+
+void
+ahead_drop(struct source_ahead *a)
+{
+    pthread_mutex_lock(&a->lock);
+    a->asked = a->begun;
+    for (; a->taken < a->asked; a->taken++)
+        while (!a->done[a->taken % AHEAD_PIECES])
+            pthread_cond_wait(&a->arrived, &a->lock);
+    pthread_mutex_unlock(&a->lock);
+}
+
+bool
+ahead_was_slow(const struct source_ahead *a)
+{
+    return a->slow;
+}

@@ -1,0 +1,52 @@
+/*
+ * Reads that run ahead of who wants them, on a few threads: a row of pieces, asked for
+ * and taken in the same order. While the taker judges one piece, the next ones come from
+ * the disk, or from the page cache through another core; their checksums are looked at
+ * where they are still in that core's cache.
+ *
+ * One owner; the threads touch nothing but the pieces they read and the lock here, and
+ * call nothing but ops->read. They are made with the first piece, take no signals, and
+ * end with ahead_destroy. Where none can be made the owner reads, which is slower.
+ */
+#ifndef THIN_CORE_OFFLINE_SOURCE_AHEAD_H
+#define THIN_CORE_OFFLINE_SOURCE_AHEAD_H
+
+#include "core/offline/source.h"
+
+#define AHEAD_PIECE_BLOCKS 64u /* 256 KiB: enough for a disk, little for a core's cache */
+#define AHEAD_PIECES       16u /* at once: 4 MiB in all */
+#define AHEAD_THREADS      8u
+
+struct ahead_piece {
+    const mblock_t *blocks; /* ascending, within AHEAD_PIECE_BLOCKS; borrowed */
+    size_t nr;
+    enum block_kind kind;          /* BLOCK_KINDS: nothing is checked */
+    int code;                      /* of the read as a whole */
+    uint8_t *bytes;                /* from the first block on */
+    int codes[AHEAD_PIECE_BLOCKS]; /* of block_check, if the read was good */
+};
+
+struct source_ahead;
+
+/* -ENOMEM. Borrows ops and arg. */
+int ahead_create(const struct source_ops *ops, void *arg, struct source_ahead **ret);
+void ahead_destroy(struct source_ahead *a); /* NULL is fine; nothing may be asked for */
+
+bool ahead_has_room(const struct source_ahead *a);
+bool ahead_is_empty(const struct source_ahead *a);
+
+/* Asks for `nr` blocks as one piece. Only when there is room. */
+void ahead_ask(struct source_ahead *a, const mblock_t *blocks, size_t nr,
+               enum block_kind kind);
+
+/* The oldest piece, read; it lives until ahead_release. Only when not empty. */
+const struct ahead_piece *ahead_take(struct source_ahead *a);
+void ahead_release(struct source_ahead *a);
+
+/* The last read waited for a disk. Only when empty. */
+bool ahead_was_slow(const struct source_ahead *a);
+
+/* Forgets all that was asked for, once nobody reads it any more. */
+void ahead_drop(struct source_ahead *a);
+
+#endif
