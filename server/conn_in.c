@@ -133,7 +133,8 @@ lend_memory(struct conn *c)
 
     if (!rq || rq->piece || !request_wants_piece(rq))
         return;
-    r = payload_get(c->server->payload, c->payload_left, &c->waiter, &rq->piece);
+    r = payload_get(c->server->payload, c->payload_left, PAYLOAD_ORDINARY, &c->waiter,
+                    &rq->piece);
     if (r == -THIN_E_WOULD_BLOCK)
         c->waiting = rq;
     else if (r < 0)

@@ -131,11 +131,22 @@ check_stopped(void)
 }
 
 static void
-pools_stopped(void *arg)
+last_face_is_shut(void *arg)
 {
     (void)arg;
     process.pools_stopped = true;
     check_stopped();
+}
+
+static void
+pools_stopped(void *arg)
+{
+    (void)arg;
+    /* Those that pools of ours had to each other. */
+    if (process.faces_left == 0)
+        nbd_face_shutdown(&process.server, true, last_face_is_shut, NULL);
+    else
+        last_face_is_shut(NULL);
 }
 
 static void
@@ -179,7 +190,7 @@ stop_now(struct thin_task *task)
                        loop_now_ns(process.server.thin_loop) + FACES_PATIENCE_NS) < 0)
         stop_pools();
     online_stop();
-    nbd_face_shutdown(&process.server, face_is_shut, NULL);
+    nbd_face_shutdown(&process.server, false, face_is_shut, NULL);
     conns_shutdown(&process.server, face_is_shut, NULL);
 }
 

@@ -16,6 +16,7 @@
 #include "proto/socket.h"
 #include "server/attach.h"
 #include "server/pools.h"
+#include "server/stack.h"
 #include "server/stream.h"
 
 #define RECV_BYTES           (256u << 10) /* read from the socket at once; also what is kept */
@@ -53,7 +54,12 @@ struct nbd_client {
     bool tls_running;
     bool counted_handshake;
     bool closing;
-    bool opening; /* an attach_open is under way */
+    bool opening;    /* an attach_open is under way */
+    bool only_asked; /* for an INFO */
+    /* A pool that stands on our volumes (stack.h): its id, and which pool it asked for. */
+    char asker[STACK_ID_BYTES];
+    bool asker_reads_only;
+    char asked_pool[THIN_NAME_MAX + 1];
     char peer_text[128];
     char volume_name[2 * THIN_NAME_MAX + 2];
     uint64_t since_s;
@@ -71,6 +77,7 @@ TAILQ_HEAD(nbd_client_list, nbd_client);
 static struct {
     struct nbd_client_list clients;
     bool ready;
+    bool keeps_pools; /* while it shuts down: those of our own pools go on */
     uint64_t last_id;
     uint8_t
         *recv; /* one place to receive into for all clients: it is empty between turns */
@@ -81,6 +88,32 @@ static struct {
 } face;
 
 static void start_end(struct nbd_client *c);
+
+/* One of our own pools, which needs it until it is closed itself. */
+static bool
+goes_on(const struct nbd_client *c)
+{
+    const struct server_pool *sp = NULL;
+
+    if (!c->asker[0] || !face.keeps_pools)
+        return false;
+    while ((sp = pools_next(c->server->pools, sp)))
+        if (strcmp(sp->stack_id, c->asker) == 0)
+            return sp->state == POOLS_OPEN || sp->state == POOLS_CLOSING;
+    return false;
+}
+
+/* Nobody whose end is awaited is left. */
+static bool
+all_gone(void)
+{
+    const struct nbd_client *c;
+
+    TAILQ_FOREACH(c, &face.clients, link)
+        if (!goes_on(c))
+            return false;
+    return true;
+}
 
 /* ---- exports --------------------------------------------------------------------------- */
 
@@ -166,6 +199,13 @@ export_opened(void *arg, struct attachment *attachment, int result,
         nbd_export_opened(c->conn, result, NULL, thin_error_text(err, result));
         return;
     }
+    if (c->only_asked) {
+        describe(c, c->volume_name, volume_size(attachment->volume),
+                 volume_block_size(attachment->volume), attachment->read_only, &export);
+        attach_close(c->server->attachments, attachment);
+        nbd_export_opened(c->conn, 0, &export, NULL);
+        return;
+    }
     c->attachment = attachment;
     volume_set_notify(attachment->volume, on_notify, c);
     describe(c, c->volume_name, volume_size(attachment->volume),
@@ -182,6 +222,10 @@ would_be_read_only(const struct nbd_client *c, const char *pool, const char *vol
 {
     const char *holder = attach_holder(c->server->attachments, pool, volume);
 
+    if (c->asker[0])
+        return right < AUTH_WRITE || info->read_only || c->asker_reads_only ||
+               (holder[0] &&
+                (strncmp(holder, "pool:", 5) != 0 || strcmp(holder + 5, c->asker) != 0));
     return right < AUTH_WRITE || info->read_only ||
            (holder[0] && strcmp(holder, c->peer.identity) != 0);
 }
@@ -191,7 +235,7 @@ op_open(void *arg, struct nbd_conn *conn, const struct nbd_open *wish)
 {
     struct nbd_client *c = arg;
     const char *name = export_name(c, wish->name, wish->name_len);
-    char pool_name[128], volume_name[128];
+    char pool_name[128], volume_name[128], pool_holder[STACK_ID_BYTES + 8];
     struct thin_error err;
     struct volume_info info;
     struct attach_request request = {0};
@@ -215,7 +259,8 @@ op_open(void *arg, struct nbd_conn *conn, const struct nbd_open *wish)
         nbd_export_opened(conn, -THIN_E_NOT_FOUND, NULL, "no such export");
         return;
     }
-    if (wish->info) {
+    /* Whether an origin has changed shows when the volume is opened. */
+    if (wish->info && !info.origin[0]) {
         struct nbd_export export;
         struct pool_info pi;
 
@@ -228,12 +273,39 @@ op_open(void *arg, struct nbd_conn *conn, const struct nbd_open *wish)
     snprintf(c->volume_name, sizeof(c->volume_name), "%s", name);
     request.pool = pool_name;
     request.volume = volume_name;
-    request.holder = c->peer.identity;
-    request.read_only = right < AUTH_WRITE;
+    snprintf(pool_holder, sizeof(pool_holder), "pool:%s", c->asker);
+    request.holder = c->asker[0] ? pool_holder : c->peer.identity;
+    request.read_only = right < AUTH_WRITE || c->asker_reads_only;
     request.fall_back_read_only = true;
     request.lazy = true;
     c->opening = true;
+    c->only_asked = wish->info;
     attach_open(c->server->attachments, &request, export_opened, c);
+}
+
+/* Another pool asks what this one stands on; from now on it is known. */
+static bool
+answer_question(struct nbd_client *c, struct nbd_conn *conn,
+                const struct nbd_context_wish *wish, const char *pool_name)
+{
+    const struct server_pool *sp = pools_find(c->server->pools, pool_name);
+    const char *ids[STACK_POOLS_MAX];
+    unsigned nr;
+
+    if (!wish->list || wish->nr_queries != 1 ||
+        !stack_parse_question(wish->queries[0].text, wish->queries[0].len, c->asker,
+                              &c->asker_reads_only))
+        return false;
+    snprintf(c->asked_pool, sizeof(c->asked_pool), "%s", pool_name);
+    nr = stack_list(sp, ids);
+    for (unsigned i = 0; i < nr; i++) {
+        char name[sizeof(STACK_CONTEXT) + STACK_ID_BYTES];
+
+        snprintf(name, sizeof(name), "%s%s", STACK_CONTEXT, ids[i]);
+        nbd_context_found(conn, name, 0);
+    }
+    nbd_contexts_done(conn, 0);
+    return true;
 }
 
 static void
@@ -254,6 +326,8 @@ op_contexts(void *arg, struct nbd_conn *conn, const struct nbd_context_wish *wis
         nbd_contexts_done(conn, -THIN_E_NOT_FOUND);
         return;
     }
+    if (answer_question(c, conn, wish, pool_name))
+        return;
     if (nbd_context_wanted(wish, "base:allocation"))
         nbd_context_found(conn, "base:allocation", CONTEXT_ALLOCATION);
     if (nbd_context_wanted(wish, "qemu:allocation-depth"))
@@ -274,12 +348,22 @@ op_close_export(void *arg, void *handle)
 
 /* ---- requests -------------------------------------------------------------------------- */
 
+/* Who waits for a pool further below leaves memory to it. */
+static unsigned
+payload_level(const struct nbd_client *c)
+{
+    const struct server_pool *sp =
+        c->asker[0] ? pools_find(c->server->pools, c->asked_pool) : NULL;
+
+    return sp ? stack_height(sp) : PAYLOAD_ORDINARY;
+}
+
 static int
 op_get_buffer(void *arg, size_t len, struct nbd_buffer *ret)
 {
     struct nbd_client *c = arg;
     struct payload_piece *piece;
-    int r = payload_get(c->server->payload, len, &c->waiter, &piece);
+    int r = payload_get(c->server->payload, len, payload_level(c), &c->waiter, &piece);
 
     if (r < 0)
         return r;
@@ -443,7 +527,8 @@ epoch_raised(struct attach_waiter *waiter, int result)
     if (result == 0)
         result = attach_begin(c->attachment, ATTACH_OWN_EPOCH);
     if (result < 0)
-        nbd_request_done(req, result);
+        nbd_request_done(req,
+                         volume_pool(c->attachment->volume) ? result : -THIN_E_SHUTDOWN);
     else
         submit(c, job, req);
 }
@@ -460,7 +545,8 @@ op_submit(void *arg, struct nbd_request *req)
         job->waiter.done = epoch_raised;
         attach_raise(c->server->attachments, c->attachment, &job->waiter);
     } else if (r < 0) {
-        nbd_request_done(req, r);
+        /* Nobody took the volume over: its pool was closed under it. */
+        nbd_request_done(req, volume_pool(c->attachment->volume) ? r : -THIN_E_SHUTDOWN);
     } else {
         submit(c, job, req);
     }
@@ -623,7 +709,7 @@ on_output(struct stream *stream, struct iovec *iov, unsigned max)
         start_end(c);
         break;
     default:
-        if (c->server->stopping && nbd_conn_is_quiet(c->conn)) {
+        if (c->server->stopping && !goes_on(c) && nbd_conn_is_quiet(c->conn)) {
             start_end(c);
             break;
         }
@@ -692,7 +778,7 @@ free_client(struct nbd_client *c)
     TAILQ_REMOVE(&face.clients, c, link);
     server->connections--;
     free(c);
-    if (TAILQ_EMPTY(&face.clients) && face.shutdown_done) {
+    if (face.shutdown_done && all_gone()) {
         void (*done)(void *) = face.shutdown_done;
 
         face.shutdown_done = NULL;
@@ -834,15 +920,19 @@ patience_over(struct thin_timer *timer)
 
     (void)timer;
     TAILQ_FOREACH(c, &face.clients, link)
-        start_end(c);
+        if (!goes_on(c))
+            start_end(c);
 }
 
 void
-nbd_face_shutdown(struct server *server, void (*done)(void *arg), void *arg)
+nbd_face_shutdown(struct server *server, bool pools_too, void (*done)(void *arg),
+                  void *arg)
 {
     struct nbd_client *c;
+    bool ready = prepare_face(server);
 
-    if (!prepare_face(server) || TAILQ_EMPTY(&face.clients)) {
+    face.keeps_pools = !pools_too;
+    if (!ready || all_gone()) {
         done(arg);
         return;
     }
@@ -850,6 +940,8 @@ nbd_face_shutdown(struct server *server, void (*done)(void *arg), void *arg)
     face.shutdown_arg = arg;
     face.patience.fire = patience_over;
     TAILQ_FOREACH(c, &face.clients, link) {
+        if (goes_on(c))
+            continue;
         nbd_conn_shutdown(c->conn);
         if (nbd_conn_is_quiet(c->conn))
             start_end(c);
@@ -857,6 +949,18 @@ nbd_face_shutdown(struct server *server, void (*done)(void *arg), void *arg)
     if (loop_timer_set(server->thin_loop, &face.patience,
                        loop_now_ns(server->thin_loop) + SHUTDOWN_PATIENCE_NS) < 0)
         patience_over(&face.patience);
+}
+
+void
+nbd_face_drop_askers(const char *pool)
+{
+    struct nbd_client *c;
+
+    if (!face.ready)
+        return;
+    TAILQ_FOREACH(c, &face.clients, link)
+        if (c->asker[0] && strcmp(c->asked_pool, pool) == 0)
+            start_end(c);
 }
 
 void

@@ -15,10 +15,15 @@
 void nbd_face_accept(struct server *server, int fd, bool local);
 
 /*
- * Ends all NBD connections: new requests are refused, those in flight are answered;
- * `done` when the last one is gone (at most a bounded time later).
+ * Ends NBD connections: new requests are refused, those in flight are answered; `done`
+ * when the last one is gone (at most a bounded time later). Without `pools_too` those go
+ * on that our own open pools stand on (stack.h).
  */
-void nbd_face_shutdown(struct server *server, void (*done)(void *arg), void *arg);
+void nbd_face_shutdown(struct server *server, bool pools_too, void (*done)(void *arg),
+                       void *arg);
+
+/* Hangs up on those who asked what this pool stands on: the answer is another one now. */
+void nbd_face_drop_askers(const char *pool);
 
 /* After the last client is gone. */
 void nbd_face_fini(void);

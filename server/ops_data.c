@@ -227,7 +227,8 @@ lend_for_read(struct request *rq)
     if (rq->io.len == 0 || rq->piece)
         return 0;
     rq->waiter.ready = memory_ready;
-    r = payload_get(rq->server->payload, rq->io.len, &rq->waiter, &rq->piece);
+    r = payload_get(rq->server->payload, rq->io.len, PAYLOAD_ORDINARY, &rq->waiter,
+                    &rq->piece);
     return r == -THIN_E_WOULD_BLOCK ? 1 : r;
 }
 

@@ -7,6 +7,7 @@
 #include "core/base/checked.h"
 #include "core/base/cleanup.h"
 #include "core/ondisk/superblock.h"
+#include "server/backing.h"
 #include "server/backup.h"
 #include "server/dispatch.h"
 #include "server/pools.h"
@@ -14,42 +15,12 @@
 #define COMMIT_INTERVAL_MIN_MS 10u
 #define COMMIT_INTERVAL_MAX_MS 3600000u
 
-/* True if `path` is below `dir`, as it is written: neither "." nor ".." in it. */
-static bool
-is_below(const char *dir, const char *path)
-{
-    size_t len = strlen(dir);
-
-    while (len > 1 && dir[len - 1] == '/')
-        len--;
-    if (strncmp(dir, path, len) != 0 || path[len] != '/')
-        return false;
-    for (const char *p = path + len; p; p = strchr(p, '/')) {
-        size_t part;
-
-        p++;
-        part = strcspn(p, "/");
-        if (part == 0 || (part == 1 && p[0] == '.') ||
-            (part == 2 && p[0] == '.' && p[1] == '.'))
-            return false;
-    }
-    return true;
-}
-
 /* Who comes over the network names devices only where the configuration lets him. */
 static int
 may_use_path(const struct request *rq, const char *path, struct thin_error *err)
 {
-    const struct server_config *c = &rq->server->config;
-
-    if (rq->session->peer.local)
-        return 0;
-    for (unsigned i = 0; i < c->nr_device_dirs; i++)
-        if (is_below(c->device_dirs[i], path))
-            return 0;
-    return thin_fail(err, -THIN_E_DENIED,
-                     "over the network only devices below [server] device_dirs: %.200s",
-                     path);
+    return rq->session->peer.local ? 0
+                                   : backing_check_remote(&rq->server->config, path, err);
 }
 
 static int

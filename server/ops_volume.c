@@ -6,6 +6,7 @@
 
 #include "core/base/assert.h"
 #include "core/base/cleanup.h"
+#include "server/backing.h"
 #include "server/conn.h"
 #include "server/dispatch.h"
 #include "server/events.h"
@@ -188,15 +189,13 @@ static int
 may_use_origin(const struct request *rq, const char *pool, const char *origin,
                struct thin_error *err)
 {
-    const struct server_config *c = &rq->server->config;
+    int r = backing_check(origin, err);
 
-    if (rq->session->peer.local)
-        return request_may(rq, pool, AUTH_ADMIN, err);
-    for (unsigned i = 0; i < c->nr_origin_uris; i++)
-        if (strncmp(origin, c->origin_uris[i], strlen(c->origin_uris[i])) == 0)
-            return 0;
-    return thin_fail(err, -THIN_E_DENIED,
-                     "over the network only origins below [server] origin_uris");
+    if (r < 0)
+        return r;
+    return rq->session->peer.local
+               ? request_may(rq, pool, AUTH_ADMIN, err)
+               : backing_check_remote(&rq->server->config, origin, err);
 }
 
 void

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 
 #include "core/base/assert.h"
+#include "core/base/checked.h"
 #include "core/base/cleanup.h"
 
 STAILQ_HEAD(piece_list, payload_piece);
@@ -109,19 +110,26 @@ wait_for_room(struct payload *p, struct payload_waiter *waiter)
 }
 
 int
-payload_get(struct payload *p, size_t len, struct payload_waiter *waiter,
+payload_get(struct payload *p, size_t len, unsigned level, struct payload_waiter *waiter,
             struct payload_piece **ret)
 {
+    uint64_t step = min_u64(PAYLOAD_LEVEL_BYTES, p->budget / 2 / PAYLOAD_LEVELS);
+    uint64_t share = p->budget - level * step;
     struct payload_piece *piece;
     size_t bytes;
     unsigned c;
 
+    THIN_ASSERT(level <= PAYLOAD_LEVELS);
     if (len == 0 || len > PAYLOAD_PIECE_MAX)
         return -THIN_E_LIMIT;
     c = class_of(len);
     bytes = (size_t)PAYLOAD_PIECE_MIN << c;
-    if (bytes > p->budget)
+    if (bytes > share)
         return -THIN_E_LIMIT;
+    if (p->lent + bytes > share) {
+        wait_for_room(p, waiter);
+        return -THIN_E_WOULD_BLOCK;
+    }
     piece = STAILQ_FIRST(&p->free_pieces[c]);
     if (piece) {
         STAILQ_REMOVE_HEAD(&p->free_pieces[c], link);

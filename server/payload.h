@@ -21,6 +21,16 @@
 #define PAYLOAD_PIECE_MAX (64u << 20) /* bytes */
 #define PAYLOAD_CLASSES   15u         /* 4 KiB to 64 MiB */
 
+/*
+ * Levels: a request of a client may wait for requests of this server's own, where pools
+ * are stacked (stack.h), which must then find memory. Level 0 may use the whole budget,
+ * each further one leaves PAYLOAD_LEVEL_BYTES more to those below (all together never more
+ * than half); at the top is everyone who is no pool. A request of a pool is smaller.
+ */
+#define PAYLOAD_LEVELS      32u
+#define PAYLOAD_LEVEL_BYTES (1u << 20)
+#define PAYLOAD_ORDINARY    PAYLOAD_LEVELS
+
 struct payload;
 
 struct payload_piece {
@@ -42,11 +52,11 @@ int payload_create(struct thin_loop *loop, uint64_t budget_bytes, struct payload
 void payload_destroy(struct payload *payload);
 
 /*
- * Lends `len` bytes (1 to PAYLOAD_PIECE_MAX). -THIN_E_WOULD_BLOCK: the budget is used
- * up; `waiter` is told once when something came back. -THIN_E_LIMIT: never fits.
+ * Lends `len` bytes (1 to PAYLOAD_PIECE_MAX). -THIN_E_WOULD_BLOCK: the level's share of the
+ * budget is used up; `waiter` is told once when something came back. -THIN_E_LIMIT: never fits.
  */
-int payload_get(struct payload *payload, size_t len, struct payload_waiter *waiter,
-                struct payload_piece **ret);
+int payload_get(struct payload *payload, size_t len, unsigned level,
+                struct payload_waiter *waiter, struct payload_piece **ret);
 void payload_put(struct payload *payload, struct payload_piece *piece);
 void payload_cancel(struct payload *payload, struct payload_waiter *waiter);
 

@@ -14,10 +14,18 @@
 #include "core/base/cleanup.h"
 #include "core/base/random.h"
 #include "core/ondisk/superblock.h"
+#include "server/attach.h"
+#include "server/backing.h"
 #include "server/backup.h"
 #include "server/events.h"
+#include "server/nbd_face.h"
+#include "server/origins.h"
+#include "server/pool_devices.h"
 #include "server/pools_store.h"
-#include "server/probe.h"
+#include "server/pools_watch.h"
+#include "server/stack.h"
+
+#define EXPORTS_PATIENCE_NS (2 * NS_PER_SEC) /* at start, before others are served */
 
 TAILQ_HEAD(server_pool_list, server_pool);
 
@@ -33,6 +41,9 @@ struct pools {
     void (*stopped)(void *arg);
     void *stopped_arg;
     struct thin_task check_task; /* settled or stopped may have come true */
+    struct thin_timer patience;  /* of `settled` with exports that do not answer */
+    bool impatient;
+    struct pools_watch *watch;
 };
 
 /* One thing asked of a pool, from the call to its `done`. */
@@ -42,14 +53,11 @@ struct pool_job {
     struct server_pool *sp;
     struct pools_done done;
     enum { JOB_NEW, JOB_IMPORT, JOB_OPEN, JOB_STORE, JOB_FORGET, JOB_DESTROY } kind;
-    bool force;
-    uint64_t data_size, metadata_size;
-    uint32_t block_size;
+    bool reopens; /* its close is to be followed by an open */
     uint32_t catalogue_id;
     struct pool_import_volume *volumes; /* the pool's, as the engine takes them */
 
-    struct device *data, *metadata; /* opened by the helper */
-    bool made_data, made_metadata;
+    struct pool_devices devices;
     struct server_pool copy; /* what the helper writes down */
     int result;
     struct thin_error err;
@@ -65,6 +73,12 @@ pools_state_name(enum pools_state state)
 }
 
 /* ---- the list ------------------------------------------------------------------------- */
+
+struct server *
+pools_server(struct pools *pools)
+{
+    return pools->server;
+}
 
 struct server_pool *
 pools_find(struct pools *pools, const char *name)
@@ -117,6 +131,7 @@ add_pool(struct pools *pools, const char *name)
         return NULL;
     snprintf(sp->name, sizeof(sp->name), "%s", name);
     sp->pools = pools;
+    LIST_INIT(&sp->legs);
     sp->config = pools->server->config.pool;
     sp->direct = pools->server->config.io_direct;
     pools->nr++;
@@ -184,7 +199,8 @@ refuse(struct pools *pools, struct pools_done done, int code,
     struct pool_job *j = job_create(pools, NULL, JOB_STORE, done);
 
     if (!j) {
-        done.fn(done.arg, -ENOMEM, NULL);
+        if (done.fn)
+            done.fn(done.arg, -ENOMEM, NULL);
         return;
     }
     if (err)
@@ -209,140 +225,25 @@ state_dir(const struct pool_job *j)
     return j->pools->server->config.state_dir;
 }
 
-/* ---- helper thread: devices -------------------------------------------------------------- */
-
-/* Metadata for a pool of `data_bytes`: 64 bytes for each data block, at least 16 MiB. */
-static uint64_t
-metadata_size_for(uint64_t data_bytes, uint32_t block_size)
-{
-    uint64_t size = round_up_u64(div_up_u64(data_bytes, block_size) * 64, 1u << 20);
-
-    size = max_u64(size, 16u << 20);
-    return min_u64(size, (uint64_t)METADATA_BLOCKS_MAX * METADATA_BLOCK_SIZE);
-}
-
-static int
-open_devices(struct pool_job *j)
-{
-    struct device_file_params params = {.path = j->copy.metadata_path, .direct = false};
-    int r = device_file_open(j->pools->server->thin_loop, &params, &j->metadata, &j->err);
-
-    if (r < 0)
-        return r;
-    params.path = j->copy.data_path;
-    params.direct = j->copy.direct;
-    r = device_file_open(j->pools->server->thin_loop, &params, &j->data, &j->err);
-    return r;
-}
-
-/* What stands at both places, and that it may be used so. */
-static int
-inspect(struct pool_job *j, struct probe_file *data, struct probe_file *metadata)
-{
-    int r = probe_path(j->copy.data_path, data, &j->err);
-
-    if (r == 0)
-        r = probe_path(j->copy.metadata_path, metadata, &j->err);
-    if (r != 0)
-        return r;
-    if (strcmp(j->copy.data_path, j->copy.metadata_path) == 0 ||
-        (data->exists && metadata->exists && data->dev == metadata->dev &&
-         data->ino == metadata->ino))
-        return thin_fail(&j->err, -THIN_E_INVALID,
-                         "data and metadata are the same device: %s", j->copy.data_path);
-    return 0;
-}
-
-static void
-undo_made_files(struct pool_job *j)
-{
-    if (j->made_data)
-        unlink(j->copy.data_path);
-    if (j->made_metadata)
-        unlink(j->copy.metadata_path);
-}
-
-static int
-make_devices(struct pool_job *j)
-{
-    struct probe_file data, metadata;
-    uint64_t data_size, metadata_size;
-    int r = inspect(j, &data, &metadata);
-
-    if (r != 0)
-        return r;
-    if (!data.exists && !j->data_size)
-        return thin_fail(&j->err, -THIN_E_INVALID,
-                         "%s does not exist; say PATH:SIZE to have it made",
-                         j->copy.data_path);
-    data_size = data.exists ? data.size : j->data_size;
-    if (data_size < j->block_size)
-        return thin_fail(&j->err, -THIN_E_INVALID,
-                         "%s: %" PRIu64 " bytes hold no data block of %" PRIu32,
-                         j->copy.data_path, data_size, j->block_size);
-    metadata_size = metadata.exists    ? metadata.size
-                    : j->metadata_size ? j->metadata_size
-                                       : metadata_size_for(data_size, j->block_size);
-    if (metadata_size < POOLS_METADATA_MIN)
-        return thin_fail(&j->err, -THIN_E_INVALID,
-                         "%s: %" PRIu64 " bytes of metadata, at least 4M are needed",
-                         j->copy.metadata_path, metadata_size);
-    if (!j->force && data.exists)
-        r = probe_signatures(j->copy.data_path, &j->err);
-    if (r == 0 && !j->force && metadata.exists)
-        r = probe_signatures(j->copy.metadata_path, &j->err);
-    if (r == 0 && !metadata.exists) {
-        r = probe_make_file(j->copy.metadata_path, metadata_size, true, &j->err);
-        j->made_metadata = r == 0;
-    }
-    if (r == 0 && !data.exists) {
-        r = probe_make_file(j->copy.data_path, data_size, false, &j->err);
-        j->made_data = r == 0;
-    }
-    return r;
-}
-
 /* What the administrator said of the devices, as the engine takes it. The pool's list
    does not change any more. */
 static int
 tell_volumes(struct pool_job *j)
 {
-    uint32_t nr = j->copy.nr_volumes;
+    uint32_t nr = j->sp->nr_volumes;
 
     if (nr == 0)
         return 0;
     j->volumes = calloc(nr, sizeof(*j->volumes));
     if (!j->volumes)
-        return thin_fail_code(&j->err, -ENOMEM, "open pool %s", j->copy.name);
+        return thin_fail_code(&j->err, -ENOMEM, "open pool %s", j->sp->name);
     for (uint32_t i = 0; i < nr; i++) {
-        struct server_pool_volume *v = &j->copy.volumes[i];
+        struct server_pool_volume *v = &j->sp->volumes[i];
 
         j->volumes[i] =
             (struct pool_import_volume){v->dev_id, v->name[0] ? v->name : NULL, v->size};
     }
     return 0;
-}
-
-static void
-work_open(struct blocking_job *job)
-{
-    struct pool_job *j = container_of(job, struct pool_job, job);
-    struct probe_file data, metadata;
-    int r;
-
-    if (j->kind == JOB_NEW) {
-        r = make_devices(j);
-    } else {
-        r = inspect(j, &data, &metadata);
-        if (r == 0 && !(data.exists && metadata.exists))
-            r = thin_fail_code(&j->err, -ENOENT, "%s",
-                               data.exists ? j->copy.metadata_path : j->copy.data_path);
-    }
-    if (r == 0)
-        r = tell_volumes(j);
-    if (r == 0)
-        r = open_devices(j);
-    j->result = r;
 }
 
 /* ---- main loop: from devices to an open pool ----------------------------------------------- */
@@ -383,13 +284,14 @@ stored_open(struct blocking_job *job)
         log_error("pool is open, but it could not be written down: %s pool=%s",
                   j->err.text, j->sp->name);
     j->sp->state = POOLS_OPEN;
+    pools_watch_look(j->pools->watch); /* others may stand on it */
     job_finish(j, j->result);
 }
 
 static void
 undo_open_work(struct blocking_job *job)
 {
-    undo_made_files(container_of(job, struct pool_job, job));
+    pool_devices_unmake(&container_of(job, struct pool_job, job)->devices);
 }
 
 static void
@@ -416,10 +318,13 @@ open_failed(struct pool_job *j, int result)
         blocking_submit(j->pools->server->blocking, &j->job);
         return;
     }
-    log_error("pool cannot be opened: %s pool=%s", thin_error_text(&j->err, result),
-              sp->name);
+    if (strcmp(sp->why.text, thin_error_text(&j->err, result)) != 0) /* tried again */
+        log_error("pool cannot be opened: %s pool=%s", thin_error_text(&j->err, result),
+                  sp->name);
     sp->state = POOLS_FAILED;
+    sp->data_export = sp->metadata_export = NULL;
     sp->why = j->err;
+    pools_watch_failed(j->pools->watch, sp);
     job_finish(j, result);
 }
 
@@ -436,9 +341,10 @@ pool_opened(void *arg, struct pool *pool, int result, const struct thin_error *e
     }
     j->sp->pool = pool;
     j->sp->want_open = true;
+    j->sp->retry_ms = 0;
     if (j->kind == JOB_NEW) {
-        j->sp->data_is_ours = j->made_data;
-        j->sp->metadata_is_ours = j->made_metadata;
+        j->sp->data_is_ours = j->devices.made_data;
+        j->sp->metadata_is_ours = j->devices.made_metadata;
     }
     thin_error_init(&j->sp->why);
     j->sp->backup = backup_start(j->pools->server, j->sp, j->kind == JOB_NEW);
@@ -449,49 +355,30 @@ pool_opened(void *arg, struct pool *pool, int result, const struct thin_error *e
 }
 
 static void
-device_closed(void *arg)
+devices_open(struct pool_devices *d)
 {
-    struct pool_job *j = arg;
-
-    j->data = NULL;
-    open_failed(j, j->result);
-}
-
-static void
-metadata_closed(void *arg)
-{
-    struct pool_job *j = arg;
-
-    j->metadata = NULL;
-    if (j->data)
-        device_close(j->data, device_closed, j);
-    else
-        open_failed(j, j->result);
-}
-
-static void
-devices_open(struct blocking_job *job)
-{
-    struct pool_job *j = container_of(job, struct pool_job, job);
+    struct pool_job *j = container_of(d, struct pool_job, devices);
     struct pool_params params = {0};
 
-    if (j->result < 0) {
-        if (j->metadata)
-            device_close(j->metadata, metadata_closed, j);
-        else
-            open_failed(j, j->result);
+    if (d->result < 0) {
+        j->err = d->err;
+        open_failed(j, d->result);
         return;
     }
+    j->sp->data_export = backing_is_uri(j->sp->data_path) ? d->data : NULL;
+    j->sp->metadata_export = backing_is_uri(j->sp->metadata_path) ? d->metadata : NULL;
     params.loop = j->pools->server->thin_loop;
     params.name = j->sp->name;
-    params.data = j->data;
-    params.metadata = j->metadata;
+    params.data = take(d->data);
+    params.metadata = take(d->metadata);
+    params.origin_open = origins_open;
+    params.origin_open_arg = j->sp;
     params.config = j->sp->config;
     params.wall_clock_s = (uint64_t)time(NULL);
     memcpy(params.owner_host, j->pools->host_id, sizeof(params.owner_host));
     memcpy(params.owner_boot, j->pools->boot_id, sizeof(params.owner_boot));
     params.format = j->kind == JOB_NEW;
-    params.data_block_sectors = j->block_size / SECTOR_SIZE;
+    params.data_block_sectors = d->block_size / SECTOR_SIZE;
     params.import = j->kind == JOB_IMPORT;
     params.import_catalogue_id = j->catalogue_id;
     params.import_volumes = j->volumes;
@@ -501,18 +388,43 @@ devices_open(struct blocking_job *job)
     params.event_arg = j->sp;
     if (random_secret(&params.seed, sizeof(params.seed)) < 0)
         params.seed = (uint64_t)time(NULL);
-    j->data = j->metadata = NULL; /* the pool's now */
     pool_open(&params, pool_opened, j);
 }
 
 static void
 start_open(struct pool_job *j)
 {
+    int r;
+
     j->sp->state = POOLS_OPENING;
-    submit(j, work_open, devices_open);
+    r = stack_make_id(j->sp->stack_id, &j->err);
+    if (r == 0)
+        r = tell_volumes(j);
+    if (r < 0) {
+        open_failed(j, r);
+        return;
+    }
+    j->devices.sp = j->sp;
+    j->devices.make = j->kind == JOB_NEW;
+    pool_devices_open(&j->devices, devices_open);
 }
 
 /* ---- the calls -------------------------------------------------------------------------- */
+
+/* Files are locked; that an export is used already only we can know. */
+static int
+check_unused(struct pools *pools, const char *uri, struct thin_error *err)
+{
+    struct server_pool *sp;
+
+    if (!backing_is_uri(uri))
+        return 0;
+    TAILQ_FOREACH(sp, &pools->list, link)
+        if (strcmp(sp->data_path, uri) == 0 || strcmp(sp->metadata_path, uri) == 0)
+            return thin_fail(err, -THIN_E_BUSY, "%s is a device of pool %s", uri,
+                             sp->name);
+    return 0;
+}
 
 static struct pool_job *
 begin_new(struct pools *pools, const char *name, const char *data, const char *metadata,
@@ -530,6 +442,10 @@ begin_new(struct pools *pools, const char *name, const char *data, const char *m
     if (r == 0 && (strlen(data) >= POOLS_PATH_MAX || strlen(metadata) >= POOLS_PATH_MAX ||
                    strchr(data, '\n') || strchr(metadata, '\n')))
         r = thin_fail(&err, -THIN_E_INVALID, "path is too long or has a line break");
+    if (r == 0)
+        r = check_unused(pools, data, &err);
+    if (r == 0)
+        r = check_unused(pools, metadata, &err);
     if (r < 0) {
         refuse(pools, done, r, &err);
         return NULL;
@@ -557,10 +473,10 @@ pools_new(struct pools *pools, const struct pools_create_spec *spec,
     if (!j)
         return;
     j->sp->config = spec->config;
-    j->force = spec->force;
-    j->data_size = spec->data_size;
-    j->metadata_size = spec->metadata_size;
-    j->block_size = spec->block_size;
+    j->devices.force = spec->force;
+    j->devices.data_size = spec->data_size;
+    j->devices.metadata_size = spec->metadata_size;
+    j->devices.block_size = spec->block_size;
     start_open(j);
 }
 
@@ -636,6 +552,10 @@ stored_closed(struct blocking_job *job)
     struct pool_job *j = container_of(job, struct pool_job, job);
 
     j->sp->state = POOLS_CLOSED;
+    if (j->reopens) {
+        j->sp->state = POOLS_FAILED;
+        pools_watch_failed(j->pools->watch, j->sp);
+    }
     job_finish(j, j->result);
 }
 
@@ -678,8 +598,14 @@ pool_closed(void *arg, int result, const struct thin_error *err)
         if (err)
             j->sp->why = *err;
     }
-    if (!j->pools->stopped)
+    j->sp->data_export = j->sp->metadata_export = NULL;
+    if (j->reopens) {
+        attach_pool_gone(j->pools->server->attachments, j->sp->name);
+        thin_fail(&j->sp->why, -THIN_E_LOST, "%s",
+                  "the connection to one of its devices broke; it is opened again");
+    } else if (!j->pools->stopped) {
         j->sp->want_open = false;
+    }
     log_notice("pool is closed pool=%s", j->sp->name);
     events_tell(j->pools->server, "pool-closed", j->sp->name, "the pool is closed");
     end_backup(j, closed_to_store);
@@ -695,10 +621,30 @@ close_one(struct pool_job *j, bool force)
 void
 pools_close(struct pools *pools, const char *name, bool force, struct pools_done done)
 {
-    struct pool_job *j = begin_on(pools, name, POOLS_OPEN, POOLS_OPEN, JOB_STORE, done);
+    struct pool_job *j = begin_on(pools, name, POOLS_OPEN, POOLS_FAILED, JOB_STORE, done);
 
-    if (j)
+    if (j && j->sp->state == POOLS_FAILED) {
+        j->sp->want_open = false;
+        j->sp->state = POOLS_CLOSING;
+        submit(j, work_store, stored_closed);
+    } else if (j) {
         close_one(j, force);
+    }
+}
+
+void
+pools_reopen(struct pools *pools, struct server_pool *sp)
+{
+    struct pool_job *j = job_create(pools, sp, JOB_STORE, (struct pools_done){0});
+
+    if (!j)
+        return; /* the next look finds it again */
+    log_warning("pool is closed and opened again: the connection to one of its devices "
+                "broke pool=%s",
+                sp->name);
+    j->reopens = true;
+    nbd_face_drop_askers(sp->name);
+    close_one(j, true);
 }
 
 static void
@@ -706,16 +652,7 @@ work_forget(struct blocking_job *job)
 {
     struct pool_job *j = container_of(job, struct pool_job, job);
 
-    j->result = 0;
-    if (j->kind == JOB_DESTROY) {
-        j->result = probe_wipe_superblock(j->copy.metadata_path, &j->err);
-        j->made_data = j->copy.data_is_ours;
-        j->made_metadata = j->copy.metadata_is_ours;
-        if (j->result == 0)
-            undo_made_files(j);
-    }
-    if (j->result == 0)
-        j->result = pools_store_remove(state_dir(j), j->copy.name, &j->err);
+    j->result = pools_store_remove(state_dir(j), j->copy.name, &j->err);
 }
 
 static void
@@ -735,10 +672,29 @@ forgotten(struct blocking_job *job)
 }
 
 static void
+wiped(struct pool_devices *d)
+{
+    struct pool_job *j = container_of(d, struct pool_job, devices);
+
+    if (d->result == 0) {
+        submit(j, work_forget, forgotten);
+        return;
+    }
+    j->err = d->err;
+    j->sp->state = POOLS_CLOSED;
+    j->sp = NULL;
+    job_finish(j, d->result);
+}
+
+static void
 start_forget(struct pool_job *j)
 {
     j->sp->state = POOLS_CLOSING;
-    submit(j, work_forget, forgotten);
+    j->devices.sp = j->sp;
+    if (j->kind == JOB_DESTROY)
+        pool_devices_wipe(&j->devices, wiped);
+    else
+        submit(j, work_forget, forgotten);
 }
 
 void
@@ -815,7 +771,39 @@ pools_set(struct pools *pools, const char *name, const struct pool_config *confi
 static bool
 is_busy(const struct server_pool *sp)
 {
+    const struct pools *pools = sp->pools;
+
+    if (sp->state == POOLS_OPENING && pools->settled && pools->impatient &&
+        pools_stands_on_exports(sp))
+        return false;
     return sp->state == POOLS_OPENING || sp->state == POOLS_CLOSING;
+}
+
+static bool
+is_stood_on(const struct server_pool *lower)
+{
+    const struct server_pool *sp;
+
+    TAILQ_FOREACH(sp, &lower->pools->list, link)
+        if ((sp->state == POOLS_OPEN || is_busy(sp)) && stack_stands_on(sp, lower))
+            return true;
+    return false;
+}
+
+bool
+pools_stands_on_exports(const struct server_pool *sp)
+{
+    return backing_is_uri(sp->data_path) || backing_is_uri(sp->metadata_path);
+}
+
+/* Pools whose exports answer late do not keep the others from being served. */
+static void
+patience_over(struct thin_timer *timer)
+{
+    struct pools *pools = container_of(timer, struct pools, patience);
+
+    pools->impatient = true;
+    loop_defer(pools->server->thin_loop, &pools->check_task);
 }
 
 static void
@@ -833,6 +821,8 @@ check(struct thin_task *task)
         fn = pools->settled;
         arg = pools->settled_arg;
         pools->settled = NULL;
+        loop_timer_cancel(pools->server->thin_loop, &pools->patience);
+        pools_watch_start(pools->watch);
     } else if (pools->stopped) {
         struct server_pool *open = NULL;
 
@@ -857,6 +847,10 @@ pools_start(struct pools *pools, void (*settled)(void *arg), void *arg)
 
     pools->settled = settled;
     pools->settled_arg = arg;
+    pools->patience.fire = patience_over;
+    if (loop_timer_set(pools->server->thin_loop, &pools->patience,
+                       loop_now_ns(pools->server->thin_loop) + EXPORTS_PATIENCE_NS) < 0)
+        pools->impatient = true;
     TAILQ_FOREACH(sp, &pools->list, link) {
         struct pool_job *j;
 
@@ -882,7 +876,8 @@ pools_stop(struct pools *pools, void (*stopped)(void *arg), void *arg)
     TAILQ_FOREACH(sp, &pools->list, link) {
         struct pool_job *j;
 
-        if (sp->state != POOLS_OPEN)
+        /* Those that others stand on have their turn when these are closed. */
+        if (sp->state != POOLS_OPEN || is_stood_on(sp))
             continue;
         j = job_create(pools, sp, JOB_STORE, (struct pools_done){0});
         if (j)
@@ -924,6 +919,7 @@ known_pool(void *arg, const struct server_pool *found)
         return -ENOMEM;
     memcpy(sp->data_path, found->data_path, sizeof(sp->data_path));
     memcpy(sp->metadata_path, found->metadata_path, sizeof(sp->metadata_path));
+    memcpy(sp->stack_id, found->stack_id, sizeof(sp->stack_id));
     sp->data_is_ours = found->data_is_ours;
     sp->metadata_is_ours = found->metadata_is_ours;
     sp->want_open = found->want_open;
@@ -947,8 +943,12 @@ pools_create_registry(struct server *server, struct pools **ret, struct thin_err
     pools->check_task.run = check;
     read_id("/etc/machine-id", pools->host_id);
     read_id("/proc/sys/kernel/random/boot_id", pools->boot_id);
-    r = pools_store_read_all(server->config.state_dir, &server->config.pool, known_pool,
-                             pools, err);
+    r = pools_watch_create(pools, &pools->watch);
+    if (r < 0)
+        thin_fail_code(err, r, "read the known pools");
+    else
+        r = pools_store_read_all(server->config.state_dir, &server->config.pool,
+                                 known_pool, pools, err);
     if (r < 0) {
         pools_destroy_registry(pools);
         return r;
@@ -965,6 +965,8 @@ pools_destroy_registry(struct pools *pools)
     if (!pools)
         return;
     loop_defer_cancel(pools->server->thin_loop, &pools->check_task);
+    loop_timer_cancel(pools->server->thin_loop, &pools->patience);
+    pools_watch_destroy(pools->watch);
     while ((sp = TAILQ_FIRST(&pools->list))) {
         THIN_ASSERT(!sp->pool);
         drop_pool(sp);

@@ -11,6 +11,7 @@
 
 #include "core/pool/pool.h"
 #include "server/server.h"
+#include "server/stack.h"
 
 #define POOLS_MAX         256u
 #define POOLS_PATH_MAX    1024u
@@ -33,8 +34,8 @@ struct server_pool_volume {
 struct server_pool {
     char name[THIN_NAME_MAX + 1];
     enum pools_state state;
-    struct pool *pool; /* NULL unless POOLS_OPEN */
-    char data_path[POOLS_PATH_MAX];
+    struct pool *pool;              /* NULL unless POOLS_OPEN */
+    char data_path[POOLS_PATH_MAX]; /* or the URI of an NBD export; likewise: */
     char metadata_path[POOLS_PATH_MAX];
     bool data_is_ours, metadata_is_ours; /* files that `create` made */
     bool want_open;                      /* at the next start */
@@ -42,8 +43,13 @@ struct server_pool {
     struct pool_config config;
     struct server_pool_volume *volumes;
     uint32_t nr_volumes;
-    struct backup *backup; /* NULL: none, or not open */
-    struct thin_error why; /* why it is not open */
+    struct backup *backup;         /* NULL: none, or not open */
+    struct thin_error why;         /* why it is not open */
+    char stack_id[STACK_ID_BYTES]; /* see stack.h */
+    LIST_HEAD(, stack_leg) legs;
+    /* Those of its devices that are exports, while it is open; else NULL. */
+    const struct device *data_export, *metadata_export;
+    uint64_t retry_ms, retry_at_ns; /* pools_watch.c */
     struct pools *pools;
     TAILQ_ENTRY(server_pool) link;
 };
@@ -79,6 +85,9 @@ void pools_start(struct pools *pools, void (*settled)(void *arg), void *arg);
 /* Closes all by force, keeping want_open. `stopped` when the last is closed. */
 void pools_stop(struct pools *pools, void (*stopped)(void *arg), void *arg);
 
+struct server *pools_server(struct pools *pools);
+/* Its data or metadata is an NBD export, which may come and go. */
+bool pools_stands_on_exports(const struct server_pool *sp);
 struct server_pool *pools_find(struct pools *pools, const char *name);
 /* In order of names; NULL starts. */
 struct server_pool *pools_next(struct pools *pools, const struct server_pool *after);
@@ -93,6 +102,8 @@ void pools_import(struct pools *pools, const struct pools_import_spec *spec,
 void pools_open(struct pools *pools, const char *name, struct pools_done done);
 void pools_close(struct pools *pools, const char *name, bool force,
                  struct pools_done done);
+/* An open pool is closed by force, and opened again as soon as that is possible. */
+void pools_reopen(struct pools *pools, struct server_pool *sp);
 /* A closed pool leaves the list; its devices stay as they are. */
 void pools_forget(struct pools *pools, const char *name, struct pools_done done);
 /* Closes, wipes the superblock, removes the files that `create` made, forgets. */

@@ -87,6 +87,8 @@ parse_line(struct server_pool *sp, const char *key, const char *value,
         sp->data_is_ours = strcmp(value, "yes") == 0;
     else if (strcmp(key, "metadata_is_ours") == 0)
         sp->metadata_is_ours = strcmp(value, "yes") == 0;
+    else if (strcmp(key, "stack_id") == 0)
+        snprintf(sp->stack_id, sizeof(sp->stack_id), "%s", value);
     else if (strcmp(key, "open") == 0)
         sp->want_open = strcmp(value, "yes") == 0;
     else if (strcmp(key, "io") == 0)
@@ -222,6 +224,8 @@ pools_store_write(const char *state_dir, const struct server_pool *sp,
             sp->data_is_ours ? "yes" : "no", sp->metadata_is_ours ? "yes" : "no");
     fprintf(file, "open = %s\nio = %s\n", sp->want_open ? "yes" : "no",
             sp->direct ? "direct" : "buffered");
+    if (sp->stack_id[0])
+        fprintf(file, "stack_id = %s\n", sp->stack_id);
     print_config(file, &sp->config);
     for (uint32_t i = 0; i < sp->nr_volumes; i++)
         fprintf(file, "volume = %" PRIu32 " %" PRIu64 " %s\n", sp->volumes[i].dev_id,

@@ -8,6 +8,7 @@
 #include <linux/fs.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -64,10 +65,9 @@ read_at_most(int fd, void *buf, size_t len, size_t *ret_len)
     return got >= 0;
 }
 
-int
-probe_signatures(const char *path, struct thin_error *err)
+static int
+judge_signatures(const char *path, int fd, struct thin_error *err)
 {
-    AUTO_FD int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     uint8_t head[512] = {0};
     size_t len;
     blkid_probe pr;
@@ -113,6 +113,31 @@ probe_signatures(const char *path, struct thin_error *err)
                       path);
     blkid_free_probe(pr);
     return r;
+}
+
+int
+probe_signatures(const char *path, struct thin_error *err)
+{
+    AUTO_FD int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+
+    return judge_signatures(path, fd, err);
+}
+
+int
+probe_signatures_in(const char *name, const void *head, size_t len, uint64_t size,
+                    struct thin_error *err)
+{
+    /* A file in memory of the same size: what knows signatures reads files. */
+    AUTO_FD int fd = memfd_create("signatures", MFD_CLOEXEC);
+    ssize_t put;
+
+    if (fd < 0 || ftruncate(fd, (off_t)size) < 0)
+        return thin_fail_code(err, -errno, "look for signatures on %s", name);
+    put = pwrite(fd, head, len, 0);
+    if (put != (ssize_t)len)
+        return thin_fail_code(err, put < 0 ? -errno : -EIO, "look for signatures on %s",
+                              name);
+    return judge_signatures(name, fd, err);
 }
 
 static int

@@ -31,6 +31,10 @@ int probe_path(const char *path, struct probe_file *ret, struct thin_error *err)
  */
 int probe_signatures(const char *path, struct thin_error *err);
 
+/* The same for what is not a file here: its first `len` bytes, of `size`. */
+int probe_signatures_in(const char *name, const void *head, size_t len, uint64_t size,
+                        struct thin_error *err);
+
 /*
  * Makes a raw file of exactly `size` bytes, durable with its folder; `in_full`: every
  * byte gets its place. -EEXIST, -ENOSPC, ...; on failure there is no file.

@@ -203,8 +203,11 @@ read_ended(struct device_io *dio, int result)
     struct origin *origin = frag->core->origin;
 
     pool_data_end(frag->pool, false, 0);
-    /* Final for that handle: the next one who reads opens it anew. */
-    if (result < 0 && origin->state == ORIGIN_OPEN && origin->dev->lost)
+    /* Final for that handle, or nobody answers: the next one who reads opens it anew, and
+       learns soon whether that can be done. */
+    if (result < 0 && origin->state == ORIGIN_OPEN &&
+        (origin->dev->lost || result == -THIN_E_TIMED_OUT ||
+         result == -THIN_E_DISCONNECTED))
         failed(origin, thin_strerror(result));
     frag->device_done(frag, result < 0 ? -EIO : 0);
 }

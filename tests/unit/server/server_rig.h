@@ -80,7 +80,7 @@ rig_stop_now(struct loop_post *post)
         listener_close(rig.server.listeners[i]);
     rig.server.nr_listeners = 0;
     rig.faces_left = 2;
-    nbd_face_shutdown(&rig.server, rig_face_is_shut, NULL);
+    nbd_face_shutdown(&rig.server, true, rig_face_is_shut, NULL);
     conns_shutdown(&rig.server, rig_face_is_shut, NULL);
 }
 

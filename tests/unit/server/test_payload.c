@@ -33,7 +33,7 @@ told_asks_again(struct payload_waiter *waiter)
     struct asker *a = container_of(waiter, struct asker, waiter);
 
     ck_assert_uint_lt(++a->told, 100);
-    if (payload_get(payload, a->len, waiter, &a->piece) == 0)
+    if (payload_get(payload, a->len, 0, waiter, &a->piece) == 0)
         ck_assert(!waiter->waiting);
 }
 
@@ -73,7 +73,7 @@ START_TEST(a_piece_has_the_length_asked_for_and_is_aligned)
 
         while (room < lens[i])
             room *= 2;
-        ck_assert_int_eq(payload_get(payload, lens[i], &a.waiter, &piece), 0);
+        ck_assert_int_eq(payload_get(payload, lens[i], 0, &a.waiter, &piece), 0);
         ck_assert_uint_eq(piece->iov.iov_len, lens[i]);
         ck_assert_uint_eq((uintptr_t)piece->iov.iov_base % PAYLOAD_PIECE_MIN, 0);
         ck_assert_uint_eq(piece->bytes, room);
@@ -90,11 +90,12 @@ START_TEST(what_never_fits_is_refused_at_once)
     struct asker a = {.waiter.ready = told};
     struct payload_piece *piece;
 
-    ck_assert_int_eq(payload_get(payload, 0, &a.waiter, &piece), -THIN_E_LIMIT);
-    ck_assert_int_eq(payload_get(payload, BUDGET + 1, &a.waiter, &piece), -THIN_E_LIMIT);
-    ck_assert_int_eq(payload_get(payload, PAYLOAD_PIECE_MAX + 1u, &a.waiter, &piece),
+    ck_assert_int_eq(payload_get(payload, 0, 0, &a.waiter, &piece), -THIN_E_LIMIT);
+    ck_assert_int_eq(payload_get(payload, BUDGET + 1, 0, &a.waiter, &piece),
                      -THIN_E_LIMIT);
-    ck_assert_int_eq(payload_get(payload, SIZE_MAX, &a.waiter, &piece), -THIN_E_LIMIT);
+    ck_assert_int_eq(payload_get(payload, PAYLOAD_PIECE_MAX + 1u, 0, &a.waiter, &piece),
+                     -THIN_E_LIMIT);
+    ck_assert_int_eq(payload_get(payload, SIZE_MAX, 0, &a.waiter, &piece), -THIN_E_LIMIT);
     ck_assert(!a.waiter.waiting);
 }
 END_TEST
@@ -105,9 +106,9 @@ START_TEST(the_budget_is_never_exceeded)
     struct payload_piece *pieces[8], *piece;
 
     for (size_t i = 0; i < 8; i++)
-        ck_assert_int_eq(payload_get(payload, 1, &a.waiter, &pieces[i]), 0);
+        ck_assert_int_eq(payload_get(payload, 1, 0, &a.waiter, &pieces[i]), 0);
     ck_assert_uint_eq(lent(), BUDGET);
-    ck_assert_int_eq(payload_get(payload, 1, &a.waiter, &piece), -THIN_E_WOULD_BLOCK);
+    ck_assert_int_eq(payload_get(payload, 1, 0, &a.waiter, &piece), -THIN_E_WOULD_BLOCK);
     ck_assert(a.waiter.waiting);
     payload_cancel(payload, &a.waiter);
     ck_assert(!a.waiter.waiting);
@@ -125,12 +126,12 @@ START_TEST(kept_small_pieces_give_way_to_a_large_one)
     struct payload_piece *pieces[8], *piece;
 
     for (size_t i = 0; i < 8; i++)
-        ck_assert_int_eq(payload_get(payload, 1, &a.waiter, &pieces[i]), 0);
+        ck_assert_int_eq(payload_get(payload, 1, 0, &a.waiter, &pieces[i]), 0);
     for (size_t i = 0; i < 8; i++)
         payload_put(payload, pieces[i]);
-    ck_assert_int_eq(payload_get(payload, BUDGET, &a.waiter, &piece), 0);
+    ck_assert_int_eq(payload_get(payload, BUDGET, 0, &a.waiter, &piece), 0);
     payload_put(payload, piece);
-    ck_assert_int_eq(payload_get(payload, 1, &a.waiter, &piece), 0);
+    ck_assert_int_eq(payload_get(payload, 1, 0, &a.waiter, &piece), 0);
     payload_put(payload, piece);
 }
 END_TEST
@@ -140,9 +141,9 @@ START_TEST(a_piece_given_back_is_lent_again)
     struct asker a = {.waiter.ready = told};
     struct payload_piece *first, *second;
 
-    ck_assert_int_eq(payload_get(payload, 5000, &a.waiter, &first), 0);
+    ck_assert_int_eq(payload_get(payload, 5000, 0, &a.waiter, &first), 0);
     payload_put(payload, first);
-    ck_assert_int_eq(payload_get(payload, 8192, &a.waiter, &second), 0);
+    ck_assert_int_eq(payload_get(payload, 8192, 0, &a.waiter, &second), 0);
     ck_assert_ptr_eq(first, second);
     ck_assert_uint_eq(second->iov.iov_len, 8192);
     payload_put(payload, second);
@@ -154,9 +155,9 @@ START_TEST(who_waits_is_told_once_and_from_a_task_of_its_own)
     struct asker a = {.waiter.ready = told};
     struct payload_piece *all, *piece;
 
-    ck_assert_int_eq(payload_get(payload, BUDGET, &a.waiter, &all), 0);
-    ck_assert_int_eq(payload_get(payload, 1, &a.waiter, &piece), -THIN_E_WOULD_BLOCK);
-    ck_assert_int_eq(payload_get(payload, 1, &a.waiter, &piece), -THIN_E_WOULD_BLOCK);
+    ck_assert_int_eq(payload_get(payload, BUDGET, 0, &a.waiter, &all), 0);
+    ck_assert_int_eq(payload_get(payload, 1, 0, &a.waiter, &piece), -THIN_E_WOULD_BLOCK);
+    ck_assert_int_eq(payload_get(payload, 1, 0, &a.waiter, &piece), -THIN_E_WOULD_BLOCK);
     payload_put(payload, all);
     ck_assert_uint_eq(a.told, 0); /* never inside the call */
     ck_assert_int_eq(loop_run_once(loop), 0);
@@ -173,10 +174,10 @@ START_TEST(waiters_are_told_in_order_and_who_finds_nothing_waits_on)
     struct asker b = {.waiter.ready = told_asks_again, .len = 1};
     struct payload_piece *all;
 
-    ck_assert_int_eq(payload_get(payload, BUDGET, &a.waiter, &all), 0);
-    ck_assert_int_eq(payload_get(payload, a.len, &a.waiter, &a.piece),
+    ck_assert_int_eq(payload_get(payload, BUDGET, 0, &a.waiter, &all), 0);
+    ck_assert_int_eq(payload_get(payload, a.len, 0, &a.waiter, &a.piece),
                      -THIN_E_WOULD_BLOCK);
-    ck_assert_int_eq(payload_get(payload, b.len, &b.waiter, &b.piece),
+    ck_assert_int_eq(payload_get(payload, b.len, 0, &b.waiter, &b.piece),
                      -THIN_E_WOULD_BLOCK);
     payload_put(payload, all);
     ck_assert_int_eq(loop_run_once(loop), 0);
@@ -207,11 +208,11 @@ START_TEST(waiters_may_be_cancelled_by_who_is_told)
     struct asker a = {.waiter.ready = told_cancels_other, .len = BUDGET, .other = &last};
     struct payload_piece *half, *other_half;
 
-    ck_assert_int_eq(payload_get(payload, BUDGET / 2, &a.waiter, &half), 0);
-    ck_assert_int_eq(payload_get(payload, BUDGET / 2, &a.waiter, &other_half), 0);
-    ck_assert_int_eq(payload_get(payload, a.len, &a.waiter, &a.piece),
+    ck_assert_int_eq(payload_get(payload, BUDGET / 2, 0, &a.waiter, &half), 0);
+    ck_assert_int_eq(payload_get(payload, BUDGET / 2, 0, &a.waiter, &other_half), 0);
+    ck_assert_int_eq(payload_get(payload, a.len, 0, &a.waiter, &a.piece),
                      -THIN_E_WOULD_BLOCK);
-    ck_assert_int_eq(payload_get(payload, last.len, &last.waiter, &last.piece),
+    ck_assert_int_eq(payload_get(payload, last.len, 0, &last.waiter, &last.piece),
                      -THIN_E_WOULD_BLOCK);
     payload_put(payload, half); /* half is not enough for a: it waits again */
     ck_assert_int_eq(loop_run_once(loop), 0);
