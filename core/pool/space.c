@@ -13,7 +13,6 @@
 #include "core/pool/space_private.h"
 
 #define METADATA_STEP_BYTES (4u << 20) /* least growth of the metadata by itself */
-#define DATA_LOW_PART       10u /* the event of low water: less than this part is free */
 
 /* ---- sets of runs ------------------------------------------------------------------------ */
 
@@ -296,7 +295,7 @@ parked_arm(struct pool *pool)
 
     TAILQ_FOREACH(io, &sp->parked, link)
         first = min_u64(first, io->deadline_ns);
-    if (sp->host_full && !TAILQ_EMPTY(&sp->parked))
+    if ((sp->host_full || sp->extend_failed) && !TAILQ_EMPTY(&sp->parked))
         first = min_u64(first, loop_now_ns(pool->loop) + HOST_FULL_RETRY_NS);
     if (first == UINT64_MAX)
         loop_timer_cancel(pool->loop, &sp->park_timer);
@@ -325,7 +324,7 @@ parked_timeout(struct thin_timer *timer)
         io_finish(io, -THIN_E_NO_DATA_SPACE);
     }
     /* Those that find the file system full still come back. */
-    if (sp->host_full && !TAILQ_EMPTY(&sp->parked))
+    if ((sp->host_full || sp->extend_failed) && !TAILQ_EMPTY(&sp->parked))
         loop_defer(pool->loop, &sp->wake_task);
     else
         parked_arm(pool);
@@ -361,6 +360,7 @@ extend_done(void *arg, int result, const struct thin_error *err)
     sp->extending = false;
     if (result < 0) {
         sp->extend_failed = true;
+        sp->extend_failed_ns = loop_now_ns(pool->loop);
         log_warning("the data device could not grow by itself: %s pool=%s",
                     thin_error_text(err, result), pool->name);
     }
@@ -381,6 +381,9 @@ space_extend(struct pool *pool)
 
     if (sp->extending)
         return true;
+    if (sp->extend_failed &&
+        loop_now_ns(pool->loop) - sp->extend_failed_ns >= EXTEND_RETRY_NS)
+        sp->extend_failed = false;
     if (!x->percent || !pool->data->limits.grows || to < now_bytes + pool->block_size ||
         sp->extend_failed || pool->closing || pool_may_change(pool, NULL) < 0)
         return false;
@@ -503,7 +506,6 @@ space_after_commit(struct pool *pool)
     struct space *sp = pool->space;
     struct metadata_space ms;
     uint64_t reserve;
-    bool low;
 
     if (!pool->opened || pool->closing || pool->rolling_back)
         return;
@@ -518,10 +520,7 @@ space_after_commit(struct pool *pool)
     if (ms.nr_free > 0 && pool->mode == POOL_OUT_OF_METADATA_SPACE)
         pool_set_mode(pool, POOL_WRITE, "", "%s", "");
     metadata_data_space(pool->md, &ms);
-    low = ms.nr_free + ms.nr_pending < ms.nr_blocks / DATA_LOW_PART;
-    if (low && !sp->low_told)
-        pool_tell(pool, "low-water", "little free space is left for data");
-    sp->low_told = low;
+    low_water_look(pool);
     if (pool->config.extend_data.percent && ms.nr_blocks &&
         (double)(ms.nr_blocks - ms.nr_free) * 100.0 >=
             (double)ms.nr_blocks * pool->config.extend_data.percent)

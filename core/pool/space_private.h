@@ -10,6 +10,8 @@
 
 /* While writes wait for a full file system it is asked again so often: it does not tell. */
 #define HOST_FULL_RETRY_NS NS_PER_SEC
+/* A growth by itself that has failed is tried again after so long. */
+#define EXTEND_RETRY_NS (10 * NS_PER_SEC)
 
 struct run {
     dblock_t begin, end;
@@ -35,6 +37,15 @@ struct passdown {
     struct device_io dio;
 };
 
+/* What low_water.c remembers. In data blocks and seconds. */
+struct low_water {
+    bool sampled, metadata_told;
+    uint64_t at_ns, used; /* of the last sample */
+    double rate;          /* blocks a second */
+    double watched_s;
+    unsigned told; /* levels */
+};
+
 struct space {
     struct pool *pool;
     struct run_set windows, held;
@@ -51,9 +62,10 @@ struct space {
     struct thin_timer park_timer;
     struct thin_task wake_task;
     bool host_full; /* the file system below had no place the last time it was asked */
-    bool extending, extend_failed;                   /* the data device, by itself */
+    bool extending, extend_failed; /* the data device, by itself */
+    uint64_t extend_failed_ns;
     bool extending_metadata, extend_metadata_failed; /* likewise */
-    bool low_told;                                   /* of little room, once */
+    struct low_water low_water;
 
     struct space_window *window_objects;
     struct window_list free_windows;
@@ -66,6 +78,11 @@ int space_look(struct pool *pool, dblock_t from, dblock_t end, uint64_t wanted,
                dblock_t *ret_begin, uint64_t *ret_len, dblock_t *ret_next,
                struct thin_error *err);
 bool space_has_held(const struct pool *pool);
+
+/* After each commit: events of low water. */
+void low_water_look(struct pool *pool);
+/* How long so many free data blocks will last; negative: nothing is being taken. */
+double low_water_lasts_s(const struct pool *pool, uint64_t free_blocks);
 
 int windows_create(struct pool *pool);
 void windows_destroy(struct pool *pool);
