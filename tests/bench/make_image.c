@@ -1,9 +1,9 @@
 /*
  * Snapshots that share subtrees, for make bench: takes a pool with device 0, and for
- * each of NR snapshots makes one (1, 2, ...) and then overwrites RUNS runs of LENGTH
+ * each of NR snapshots makes one (FIRST and on, default 1) and then overwrites RUNS runs of LENGTH
  * blocks at random places of device 0, each run in one leaf or two.
  *
- *     make_image METADATA NR RUNS LENGTH [SEED]
+ *     make_image METADATA NR RUNS LENGTH [SEED [FIRST]]
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -100,7 +100,8 @@ make_snapshot(struct maker *m, uint32_t id)
 }
 
 static int
-make_all(struct maker *m, uint32_t nr_snapshots, uint32_t nr_runs, uint32_t run_len)
+make_all(struct maker *m, uint32_t first, uint32_t nr_snapshots, uint32_t nr_runs,
+         uint32_t run_len)
 {
     bool found = false;
     int r = metadata_load(m->md, &m->err);
@@ -112,7 +113,7 @@ make_all(struct maker *m, uint32_t nr_snapshots, uint32_t nr_runs, uint32_t run_
     if (r < 0)
         return r;
     m->nr_data = metadata_superblock(m->md)->data_sm.nr_blocks;
-    for (uint32_t id = 1; id <= nr_snapshots && r == 0; id++) {
+    for (uint32_t id = first; id - first < nr_snapshots && r == 0; id++) {
         r = make_snapshot(m, id);
         for (uint32_t i = 0; i < nr_runs && r == 0; i++)
             r = overwrite(m, random_below(&m->rng, m->nr_virtual - run_len), run_len);
@@ -133,7 +134,8 @@ main(int argc, char **argv)
     int r;
 
     if (argc < 5 || !loop) {
-        fprintf(stderr, "usage: make_image METADATA SNAPSHOTS RUNS LENGTH [SEED]\n");
+        fprintf(stderr,
+                "usage: make_image METADATA SNAPSHOTS RUNS LENGTH [SEED [FIRST]]\n");
         return 2;
     }
     thin_error_init(&m.err);
@@ -144,7 +146,8 @@ main(int argc, char **argv)
     if (r == 0)
         r = metadata_create(&params, &m.md);
     if (r == 0)
-        r = make_all(&m, (uint32_t)strtoul(argv[2], NULL, 10),
+        r = make_all(&m, argc > 6 ? (uint32_t)strtoul(argv[6], NULL, 10) : 1,
+                     (uint32_t)strtoul(argv[2], NULL, 10),
                      (uint32_t)strtoul(argv[3], NULL, 10),
                      (uint32_t)strtoul(argv[4], NULL, 10));
     if (r < 0)

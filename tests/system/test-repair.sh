@@ -1,0 +1,43 @@
+#!/usr/bin/env bash
+# Damage of all kinds, repaired by thinmeta and by thin_repair: tests/system/repair-corpus.py
+# says what must hold. The same cases each time; THIN_TEST_LONG=1 takes many more, from a
+# seed that is printed, or SEED.
+. "$(dirname "$0")/lib.sh"
+need_tools thin_check thin_dump thin_repair xz python3
+if [ -n "${THIN_TEST_LONG:-}" ]; then
+	cases=${CASES:-1500} seed=${SEED:-$(date +%s)}
+else
+	cases=${CASES:-64} seed=${SEED:-1}
+fi
+
+# A pool with snapshots, and the same pool before the last of them.
+python3 - >"$W/p.xml" <<'END'
+import random
+rng = random.Random(5)
+print('<superblock uuid="" time="0" transaction="1" flags="0" version="2" data_block_size="128" nr_data_blocks="40000">')
+print('<device dev_id="0" mapped_blocks="8000" transaction="0" creation_time="0" snap_time="0">')
+virt = data = nr = 0
+while nr < 8000:
+    n = min(8000 - nr, rng.choice((1, 1, 2, 3, 6)))
+    if n == 1:
+        print(f'<single_mapping origin_block="{virt}" data_block="{data}" time="0"/>')
+    else:
+        print(f'<range_mapping origin_begin="{virt}" data_begin="{data}" length="{n}" time="0"/>')
+    virt += n + (rng.random() < 0.3)
+    data += n + 1
+    nr += n
+print('</device></superblock>')
+END
+truncate -s 8M "$W/made"
+thinmeta restore -i "$W/p.xml" -o "$W/made"
+"$BUILD/tests/bench/make_image" "$W/made" 4 10 4
+cp "$W/made" "$W/older"
+"$BUILD/tests/bench/make_image" "$W/made" 2 60 4 7 5
+
+pools=("$W/made:$W/older")
+for p in few-thins snapshots many-thins held-root discards crash tools-restored ${THIN_TEST_LONG:+big-tree grown-metadata}; do
+	xz -dc "$SRC/tests/data/pools/$p/meta.img.xz" >"$W/$p"
+	pools+=("$W/$p")
+done
+[ -z "${VERBOSE:-}" ] || export VERBOSE
+python3 "$(dirname "$0")/repair-corpus.py" "$BUILD/thinmeta" "$cases" "$seed" "${pools[@]}" || fail "repair; SEED=$seed repeats it"
