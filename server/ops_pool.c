@@ -84,7 +84,8 @@ ops_pool_create(struct request *rq, const struct op_object *object)
                                      .metadata = m->metadata,
                                      .data_size = m->data_size,
                                      .metadata_size = m->metadata_size,
-                                     .force = m->force};
+                                     .force = m->force,
+                                     .takeover = m->force_takeover};
     struct thin_error err;
     int r = check_create(rq, m, &spec, &err);
 
@@ -102,6 +103,7 @@ ops_pool_import(struct request *rq, const struct op_object *object)
                                      .data = m->data,
                                      .metadata = m->metadata,
                                      .catalogue_id = m->catalogue_id,
+                                     .takeover = m->force_takeover,
                                      .nr_volumes = (uint32_t)m->n_volumes};
     AUTO_FREE struct pool_import_volume *volumes = NULL;
     struct thin_error err;
@@ -193,7 +195,9 @@ ops_pool_grow(struct request *rq, const struct op_object *object)
 void
 ops_pool_open(struct request *rq, const struct op_object *object)
 {
-    pools_open(rq->server->pools, object->pool, then_reply(rq));
+    const Thin__PoolOpen *m = ops_body(rq);
+
+    pools_open(rq->server->pools, object->pool, m->force_takeover, then_reply(rq));
 }
 
 static void

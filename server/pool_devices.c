@@ -172,6 +172,8 @@ make_files(struct pool_devices *d, const struct probe_file *data,
     if (r == 0 && !d->force && metadata->exists)
         r = look_for_signatures(d->metadata_path, d->metadata_head, d->metadata_head_len,
                                 metadata_size, &d->err);
+    if (r == 0 && d->force && metadata->exists)
+        r = probe_owner(d->metadata_path, d->metadata_head, d->takeover, &d->err);
     if (r == 0 && !metadata->exists) {
         r = probe_make_file(d->metadata_path, metadata_size, true, &d->err);
         d->made_metadata = r == 0;

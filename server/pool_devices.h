@@ -14,6 +14,7 @@ struct pool_devices {
     struct server_pool *sp; /* its paths and id; borrowed */
     bool make;              /* create: what is missing is made, what is there is empty */
     bool force;             /* create: or whatever it is */
+    bool takeover;          /* also what another machine has marked as its own */
     uint64_t data_size, metadata_size; /* create: of files to be made; 0: not said */
     uint32_t block_size;               /* create */
 

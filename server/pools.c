@@ -12,6 +12,7 @@
 #include "core/base/assert.h"
 #include "core/base/checked.h"
 #include "core/base/cleanup.h"
+#include "core/base/host.h"
 #include "core/base/random.h"
 #include "core/ondisk/superblock.h"
 #include "server/attach.h"
@@ -313,9 +314,7 @@ open_failed(struct pool_job *j, int result)
 
     j->result = result;
     if (j->kind == JOB_NEW || j->kind == JOB_IMPORT) {
-        j->job.work = undo_open_work;
-        j->job.done = undo_open_done;
-        blocking_submit(j->pools->server->blocking, &j->job);
+        submit(j, undo_open_work, undo_open_done);
         return;
     }
     if (strcmp(sp->why.text, thin_error_text(&j->err, result)) != 0) /* tried again */
@@ -377,6 +376,7 @@ devices_open(struct pool_devices *d)
     params.wall_clock_s = (uint64_t)time(NULL);
     memcpy(params.owner_host, j->pools->host_id, sizeof(params.owner_host));
     memcpy(params.owner_boot, j->pools->boot_id, sizeof(params.owner_boot));
+    params.takeover = d->takeover;
     params.format = j->kind == JOB_NEW;
     params.data_block_sectors = d->block_size / SECTOR_SIZE;
     params.import = j->kind == JOB_IMPORT;
@@ -474,6 +474,7 @@ pools_new(struct pools *pools, const struct pools_create_spec *spec,
         return;
     j->sp->config = spec->config;
     j->devices.force = spec->force;
+    j->devices.takeover = spec->takeover;
     j->devices.data_size = spec->data_size;
     j->devices.metadata_size = spec->metadata_size;
     j->devices.block_size = spec->block_size;
@@ -491,6 +492,7 @@ pools_import(struct pools *pools, const struct pools_import_spec *spec,
     if (!j)
         return;
     j->catalogue_id = spec->catalogue_id;
+    j->devices.takeover = spec->takeover;
     if (nr) {
         j->sp->volumes = calloc(nr, sizeof(*j->sp->volumes));
         if (!j->sp->volumes) {
@@ -537,13 +539,15 @@ begin_on(struct pools *pools, const char *name, enum pools_state a, enum pools_s
 }
 
 void
-pools_open(struct pools *pools, const char *name, struct pools_done done)
+pools_open(struct pools *pools, const char *name, bool takeover, struct pools_done done)
 {
     struct pool_job *j =
         begin_on(pools, name, POOLS_CLOSED, POOLS_FAILED, JOB_OPEN, done);
 
-    if (j)
-        start_open(j);
+    if (!j)
+        return;
+    j->devices.takeover = takeover;
+    start_open(j);
 }
 
 static void
@@ -886,29 +890,6 @@ pools_stop(struct pools *pools, void (*stopped)(void *arg), void *arg)
     loop_defer(pools->server->thin_loop, &pools->check_task);
 }
 
-/* An id of 128 bits from a file of hexadecimal digits, with or without dashes. */
-static void
-read_id(const char *path, uint8_t ret[16])
-{
-    AUTO_FD int fd = open(path, O_RDONLY | O_CLOEXEC);
-    char text[64] = {0};
-    ssize_t got = fd >= 0 ? read(fd, text, sizeof(text) - 1) : -1;
-    unsigned n = 0;
-
-    memset(ret, 0, 16);
-    for (ssize_t i = 0; i < got && n < 32; i++) {
-        char c = text[i];
-        int digit = c >= '0' && c <= '9'   ? c - '0'
-                    : c >= 'a' && c <= 'f' ? c - 'a' + 10
-                                           : -1;
-
-        if (digit < 0)
-            continue;
-        ret[n / 2] = (uint8_t)(ret[n / 2] << 4 | digit);
-        n++;
-    }
-}
-
 static int
 known_pool(void *arg, const struct server_pool *found)
 {
@@ -941,8 +922,8 @@ pools_create_registry(struct server *server, struct pools **ret, struct thin_err
     pools->server = server;
     TAILQ_INIT(&pools->list);
     pools->check_task.run = check;
-    read_id("/etc/machine-id", pools->host_id);
-    read_id("/proc/sys/kernel/random/boot_id", pools->boot_id);
+    host_machine_id(pools->host_id);
+    host_boot_id(pools->boot_id);
     r = pools_watch_create(pools, &pools->watch);
     if (r < 0)
         thin_fail_code(err, r, "read the known pools");

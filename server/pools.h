@@ -65,7 +65,7 @@ struct pools_create_spec {
         metadata_size;   /* 0: as the device is (metadata: a fitting size) */
     uint32_t block_size; /* bytes */
     struct pool_config config;
-    bool force;
+    bool force, takeover;
 };
 
 struct pools_import_spec {
@@ -73,6 +73,7 @@ struct pools_import_spec {
     uint32_t catalogue_id;
     const struct pool_import_volume *volumes; /* copied */
     uint32_t nr_volumes;
+    bool takeover;
 };
 
 /* Reads the known pools; opens nothing. Waits: before the loops run. */
@@ -99,7 +100,9 @@ void pools_new(struct pools *pools, const struct pools_create_spec *spec,
                struct pools_done done);
 void pools_import(struct pools *pools, const struct pools_import_spec *spec,
                   struct pools_done done);
-void pools_open(struct pools *pools, const char *name, struct pools_done done);
+/* `takeover`: also if another machine has it, or died with it. */
+void pools_open(struct pools *pools, const char *name, bool takeover,
+                struct pools_done done);
 void pools_close(struct pools *pools, const char *name, bool force,
                  struct pools_done done);
 /* An open pool is closed by force, and opened again as soon as that is possible. */

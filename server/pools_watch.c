@@ -41,7 +41,7 @@ look_at(struct pools_watch *w, struct server_pool *sp)
     if (sp->state == POOLS_OPEN && is_lost(sp))
         pools_reopen(w->pools, sp);
     else if (sp->state == POOLS_FAILED && sp->want_open && now >= sp->retry_at_ns)
-        pools_open(w->pools, sp->name, (struct pools_done){0});
+        pools_open(w->pools, sp->name, false, (struct pools_done){0});
 }
 
 static void

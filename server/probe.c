@@ -13,6 +13,10 @@
 #include <unistd.h>
 
 #include "core/base/cleanup.h"
+#include "core/base/host.h"
+#include "core/offline/owner.h"
+#include "core/offline/source.h"
+#include "core/ondisk/owner_mark.h"
 #include "core/ondisk/superblock.h"
 
 #define FILE_MODE 0600
@@ -175,14 +179,36 @@ probe_make_file(const char *path, uint64_t size, bool in_full, struct thin_error
 }
 
 int
+probe_owner(const char *path, const void *head, bool takeover, struct thin_error *err)
+{
+    struct meta_source *src = NULL;
+    uint8_t machine[HOST_ID_BYTES];
+    int r;
+
+    if (head) {
+        host_machine_id(machine);
+        return owner_mark_judge(head, machine, takeover, err);
+    }
+    r = source_open_path(path, SOURCE_READ, &src, err);
+    if (r == 0)
+        r = owner_judge(src, takeover, err);
+    source_close(src);
+    return r < 0 ? thin_wrap(err, r, "%s", path) : 0;
+}
+
+int
 probe_wipe_superblock(const char *path, struct thin_error *err)
 {
     static const uint8_t zeros[METADATA_BLOCK_SIZE];
-    AUTO_FD int fd = open(path, O_WRONLY | O_CLOEXEC);
+    struct meta_source *src = NULL;
+    int r = source_open_path(path, SOURCE_WRITE, &src, err);
 
-    if (fd < 0)
-        return thin_fail_code(err, -errno, "wipe %s", path);
-    if (pwrite(fd, zeros, sizeof(zeros), 0) != (ssize_t)sizeof(zeros) || fsync(fd) < 0)
-        return thin_fail_code(err, errno ? -errno : -EIO, "wipe %s", path);
-    return 0;
+    if (r == 0)
+        r = owner_judge(src, false, err);
+    if (r == 0)
+        r = source_write(src, SUPERBLOCK_LOCATION, zeros, 1, err);
+    if (r == 0)
+        r = source_flush(src, err);
+    source_close(src);
+    return r < 0 ? thin_wrap(err, r, "wipe %s", path) : 0;
 }

@@ -42,7 +42,16 @@ int probe_signatures_in(const char *name, const void *head, size_t len, uint64_t
 int probe_make_file(const char *path, uint64_t size, bool in_full,
                     struct thin_error *err);
 
-/* Overwrites the first metadata block with zeros, durably. */
+/*
+ * -THIN_E_BUSY: another process holds the lock of the metadata there, or, unless
+ * `takeover`, another machine has marked it as its own. `head`: the first block of an
+ * export, which is no file; else NULL.
+ */
+int probe_owner(const char *path, const void *head, bool takeover,
+                struct thin_error *err);
+
+/* Overwrites the first metadata block with zeros, durably, under the pool's lock.
+   -THIN_E_BUSY as probe_owner. */
 int probe_wipe_superblock(const char *path, struct thin_error *err);
 
 #endif

@@ -85,6 +85,7 @@ static const struct cli_option create_options[] = {
     {"no-zeroing", NULL, "do not zero the rest of new blocks", false},
     {"auto-extend", "PERCENT:STEP:LIMIT", "grow the data file by itself", false},
     {"force", NULL, "also over a known signature", false},
+    {"force-takeover", NULL, "with --force: also over another machine's pool", false},
     {0},
 };
 
@@ -111,6 +112,7 @@ pool_create(struct cli *cli)
     body.no_zeroing = cli_has(cli, "no-zeroing");
     body.auto_extend = lend(cli_option(cli, "auto-extend"));
     body.force = cli_has(cli, "force");
+    body.force_takeover = cli_has(cli, "force-takeover");
     request.body_case = THIN__REQUEST__BODY_POOL_CREATE;
     request.pool_create = &body;
     return change(cli, &request);
@@ -124,6 +126,8 @@ static const struct cli_option import_options[] = {
     {"names", "FILE", "lines of: ID NAME", false},
     {"size", "ID=SIZE", "virtual size of a device", true},
     {"catalogue", "ID", "take the names from this device", false},
+    {"force-takeover", NULL, "also if another machine has the pool, or died with it",
+     false},
     {0},
 };
 
@@ -292,6 +296,7 @@ import_with(struct cli *cli, struct import_volumes *volumes)
     body.metadata = metadata;
     body.n_volumes = volumes->nr;
     body.volumes = volumes->list;
+    body.force_takeover = cli_has(cli, "force-takeover");
     request.body_case = THIN__REQUEST__BODY_POOL_IMPORT;
     request.pool_import = &body;
     return change(cli, &request);
@@ -484,6 +489,12 @@ pool_set(struct cli *cli)
     return r;
 }
 
+static const struct cli_option open_options[] = {
+    {"force-takeover", NULL, "also if another machine has the pool, or died with it",
+     false},
+    {0},
+};
+
 static int
 pool_open(struct cli *cli)
 {
@@ -492,6 +503,7 @@ pool_open(struct cli *cli)
     int r = cli_check_name(cli, cli->args[0]);
 
     body.name = lend(cli->args[0]);
+    body.force_takeover = cli_has(cli, "force-takeover");
     request.body_case = THIN__REQUEST__BODY_POOL_OPEN;
     request.pool_open = &body;
     return r ? r : change(cli, &request);
@@ -650,7 +662,7 @@ const struct cli_verb pool_verbs[] = {
     {"show", "NAME", "everything about one pool", NULL, 1, 1, pool_show},
     {"grow", "NAME", "enlarge data or metadata", grow_options, 1, 1, pool_grow},
     {"set", "NAME KEY=VALUE...", "change settings", NULL, 2, CLI_MANY, pool_set},
-    {"open", "NAME", "open a closed pool", NULL, 1, 1, pool_open},
+    {"open", "NAME", "open a closed pool", open_options, 1, 1, pool_open},
     {"close", "NAME", "commit and close it", close_options, 1, 1, pool_close},
     {"forget", "NAME", "take a closed pool off the server's list; its data stays", NULL,
      1, 1, pool_forget},
