@@ -18,8 +18,12 @@ update_watch(struct stream *s)
     else if (s->shaking)
         wanted = channel_wants(s->channel);
     else
-        wanted = (s->want_read ? THIN_WATCH_READ : 0) |
-                 (s->write_blocked ? channel_wants(s->channel) : 0);
+        /* Never for reading what nobody may take now: that would spin. TLS may have to
+           write before it can read. */
+        wanted = (s->want_read
+                      ? THIN_WATCH_READ | (channel_wants(s->channel) & THIN_WATCH_WRITE)
+                      : 0) |
+                 (s->write_blocked ? THIN_WATCH_WRITE : 0);
     if (loop_watch_set(s->loop, &s->watch, wanted) < 0 && !s->is_broken) {
         s->is_broken = true;
         s->broken_code = thin_fail_code(&s->err, -ENOMEM, "watch a connection");
