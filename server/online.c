@@ -2,7 +2,6 @@
 
 #include <errno.h>
 #include <pthread.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -112,21 +111,6 @@ online_write(void *arg, const char *bytes, size_t len)
             r = push(job);
     }
     return r;
-}
-
-int
-online_print(struct online_job *job, const char *fmt, ...)
-{
-    char line[ONLINE_LINE];
-    va_list ap;
-    int len;
-
-    va_start(ap, fmt);
-    len = vsnprintf(line, sizeof(line), fmt, ap);
-    va_end(ap);
-    if (len >= (int)sizeof(line))
-        len = (int)sizeof(line) - 1;
-    return len > 0 ? online_write(job, line, (size_t)len) : 0;
 }
 
 /* ---- the thread: reading ---------------------------------------------------------------- */

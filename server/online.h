@@ -7,7 +7,7 @@
  *
  * The text waits for the client in ONLINE_CHUNKS_MAX pieces; then the thread waits. A job
  * ends early when its client is gone or cancels, when the pool takes its view back, and
- * when the server stops. All calls but online_write and online_print: main loop.
+ * when the server stops. All calls but online_write: main loop.
  */
 #ifndef THIN_SERVER_ONLINE_H
 #define THIN_SERVER_ONLINE_H
@@ -41,8 +41,5 @@ void online_stop(void);
 /* From `run`: appends to the answer; waits while the client does not read. The `job` is a
    void pointer so that a text buffer may write here. -THIN_E_CANCELLED, -ENOMEM. */
 int online_write(void *job, const char *bytes, size_t len);
-/* One line or less: what is longer than ONLINE_LINE is cut. */
-#define ONLINE_LINE 1024u
-int online_print(struct online_job *job, const char *fmt, ...) PRINTF_LIKE(2, 3);
 
 #endif

@@ -1,6 +1,8 @@
 #include "core/offline/textbuf.h"
 
 #include <errno.h>
+#include <stdarg.h>
+#include <stdio.h>
 #include <stdlib.h>
 
 int
@@ -52,4 +54,19 @@ textbuf_text(struct textbuf *t, const char *s)
 
     memcpy(t->at, s, len);
     t->at += len;
+}
+
+void
+textbuf_printf(struct textbuf *t, const char *fmt, ...)
+{
+    va_list ap;
+    int n;
+
+    if (textbuf_line(t) < 0)
+        return;
+    va_start(ap, fmt);
+    n = vsnprintf(t->at, TEXTBUF_LINE, fmt, ap);
+    va_end(ap);
+    if (n > 0)
+        t->at += (size_t)n < TEXTBUF_LINE ? (size_t)n : TEXTBUF_LINE - 1;
 }

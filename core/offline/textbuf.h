@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "core/base/bytes.h"
+#include "core/base/error.h"
 
 #define TEXTBUF_BYTES (1u << 20)
 #define TEXTBUF_LINE  1024u /* no single piece of text is longer */
@@ -47,6 +48,9 @@ textbuf_line(struct textbuf *t)
     } while (0)
 
 void textbuf_text(struct textbuf *t, const char *s); /* cut at TEXTBUF_LINE / 2 */
+
+/* One line at leisure, cut at TEXTBUF_LINE - 1; makes room for itself. */
+void textbuf_printf(struct textbuf *t, const char *fmt, ...) PRINTF_LIKE(2, 3);
 
 /* A number in decimal: the first one to four digits, then four at a time. All stores are
    of one size, straight to their place, and copy more than they keep. */

@@ -2,7 +2,7 @@
 #include <inttypes.h>
 #include <string.h>
 
-#include "core/offline/check.h"
+#include "core/offline/check_text.h"
 #include "core/offline/mend.h"
 #include "core/offline/owner.h"
 #include "core/tools/tool.h"
@@ -12,67 +12,25 @@ struct check_args {
     bool quiet, strict, json, clear_needs_check, auto_repair;
 };
 
-static void
-print_affected(const struct report *rep)
+static int
+print_text(const struct tool *tool, const struct check_args *args,
+           const struct report *rep, const struct check_result *res,
+           struct thin_error *err)
 {
-    for (size_t i = 0; i < rep->nr_affected; i++) {
-        const struct affected *a = &rep->affected[i];
+    const struct check_text form = {.summary = !args->opts.super_block_only,
+                                    .catalogue = !tool->as_official,
+                                    .metadata_snap = args->opts.metadata_snap};
+    struct tool_output out;
+    struct textbuf text;
+    int r = tool_output_open(&out, NULL, err);
 
-        if (a->last == UINT64_MAX)
-            printf("affected: %sdevice %" PRIu64 ", virtual blocks from %" PRIu64
-                   " on (metadata block %" PRIu64 ")\n",
-                   a->held ? "held " : "", a->dev_id, a->begin, a->block);
-        else
-            printf("affected: %sdevice %" PRIu64 ", virtual blocks %" PRIu64
-                   " to %" PRIu64 " (metadata block %" PRIu64 ")\n",
-                   a->held ? "held " : "", a->dev_id, a->begin, a->last, a->block);
-    }
-    if (rep->nr_affected_all > rep->nr_affected)
-        printf("affected: and more\n");
-}
-
-static void
-print_report(const struct report *rep, const struct check_result *res)
-{
-    enum report_place at = REPORT_NR_PLACES;
-
-    for (size_t i = 0; i < rep->nr; i++) {
-        const struct finding *f = &rep->findings[i];
-
-        if (f->place != at)
-            printf("%s\n", report_place_name(f->place));
-        at = f->place;
-        printf("  %s: %s\n", report_class_name(f->class), f->text);
-    }
-    if (rep->nr == REPORT_FINDINGS_MAX)
-        printf("further findings are not listed\n");
-    print_affected(rep);
-    if (res->unreached_metadata || res->unreached_data)
-        printf("not reached: %" PRIu64 " metadata and %" PRIu64
-               " data blocks are counted more often than seen; they may belong to what "
-               "is damaged\n",
-               res->unreached_metadata, res->unreached_data);
-    if (res->needs_check)
-        printf("needs_check is set\n");
-}
-
-static void
-print_summary(const struct tool *tool, const struct check_args *args,
-              const struct report *rep, const struct check_result *res)
-{
-    uint32_t catalogue;
-
-    printf("TRANSACTION_ID=%" PRIu64 "\n", res->sb.trans_id);
-    if (!tool->as_official && owner_catalogue_device(&res->sb, &catalogue))
-        printf("CATALOGUE_DEVICE=%" PRIu32 "\n", catalogue);
-    /* The held snapshot has no space maps that could tell. */
-    if (!args->opts.metadata_snap)
-        printf("METADATA_FREE_BLOCKS=%" PRIu64 "\n",
-               res->metadata_blocks - res->metadata_used);
-    if (rep->nr_class[REPORT_DAMAGE] || rep->nr_class[REPORT_LEAK])
-        printf("%" PRIu64 " faults, %" PRIu64 " leaked metadata blocks, %" PRIu64
-               " leaked data blocks\n",
-               rep->nr_class[REPORT_DAMAGE], res->leaked_metadata, res->leaked_data);
+    if (r == 0)
+        r = textbuf_init(&text, tool_output_write, &out);
+    if (r < 0)
+        return r;
+    r = check_text_write(&text, &form, rep, res);
+    textbuf_fini(&text);
+    return r < 0 ? thin_fail_code(err, r, "write the report") : 0;
 }
 
 static void
@@ -183,9 +141,7 @@ check_source(const struct tool *tool, const struct check_args *args,
         if (args->json) {
             print_json(&rep, &res, good);
         } else if (!args->quiet) {
-            print_report(&rep, &res);
-            if (res.sb_good && !args->opts.super_block_only)
-                print_summary(tool, args, &rep, &res);
+            r = print_text(tool, args, &rep, &res, err);
         }
     }
     if (r >= 0)

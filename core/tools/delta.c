@@ -2,7 +2,7 @@
 #include <errno.h>
 #include <inttypes.h>
 
-#include "core/offline/delta.h"
+#include "core/offline/delta_text.h"
 #include "core/tools/tool.h"
 
 struct delta_args {
@@ -12,125 +12,13 @@ struct delta_args {
     bool verbose, differences_only;
 };
 
-struct delta_writer {
-    struct textbuf *text;
-    bool verbose;
-    struct delta_run open; /* not verbose: joined by kind alone; len 0: none */
-    bool in_kind;          /* verbose: an element is open */
-    enum delta_kind kind;
-};
-
-static int
-write_joined(struct delta_writer *w)
-{
-    struct textbuf *t = w->text;
-
-    if (!w->open.len)
-        return 0;
-    textbuf_str(t, "    <");
-    textbuf_text(t, delta_kind_name(w->open.kind));
-    textbuf_str(t, " begin=\"");
-    textbuf_u64(t, w->open.begin);
-    textbuf_str(t, "\" length=\"");
-    textbuf_u64(t, w->open.len);
-    textbuf_str(t, "\"/>\n");
-    w->open.len = 0;
-    return textbuf_line(t);
-}
-
-static int
-end_kind(struct delta_writer *w)
-{
-    struct textbuf *t = w->text;
-
-    if (!w->in_kind)
-        return 0;
-    w->in_kind = false;
-    textbuf_str(t, "    </");
-    textbuf_text(t, delta_kind_name(w->kind));
-    textbuf_str(t, ">\n");
-    return textbuf_line(t);
-}
-
-static int
-write_verbose(struct delta_writer *w, const struct delta_run *run)
-{
-    struct textbuf *t = w->text;
-    int r = 0;
-
-    if (w->in_kind && w->kind != run->kind)
-        r = end_kind(w);
-    if (!w->in_kind) {
-        w->in_kind = true;
-        w->kind = run->kind;
-        textbuf_str(t, "    <");
-        textbuf_text(t, delta_kind_name(run->kind));
-        textbuf_str(t, ">\n");
-    }
-    textbuf_str(t, "      <range begin=\"");
-    textbuf_u64(t, run->begin);
-    if (run->kind == DELTA_DIFFERENT) {
-        textbuf_str(t, "\" left_data_begin=\"");
-        textbuf_u64(t, run->left);
-        textbuf_str(t, "\" right_data_begin=\"");
-        textbuf_u64(t, run->right);
-    } else {
-        textbuf_str(t, "\" data_begin=\"");
-        textbuf_u64(t, run->kind == DELTA_RIGHT_ONLY ? run->right : run->left);
-    }
-    textbuf_str(t, "\" length=\"");
-    textbuf_u64(t, run->len);
-    textbuf_str(t, "\"/>\n");
-    return r < 0 ? r : textbuf_line(t);
-}
-
-static int
-on_run(void *arg, const struct delta_run *run)
-{
-    struct delta_writer *w = arg;
-    int r;
-
-    if (w->verbose)
-        return write_verbose(w, run);
-    if (w->open.len && w->open.kind == run->kind &&
-        run->begin == w->open.begin + w->open.len) {
-        w->open.len += run->len;
-        return 0;
-    }
-    r = write_joined(w);
-    w->open = *run;
-    return r;
-}
-
-static void
-write_head(struct textbuf *t, const struct live_pool *pool, const struct delta_args *args)
-{
-    textbuf_str(t, "<superblock uuid=\"\" time=\"");
-    textbuf_u64(t, pool->sb.time);
-    textbuf_str(t, "\" transaction=\"");
-    textbuf_u64(t, pool->sb.trans_id);
-    textbuf_str(t, "\" data_block_size=\"");
-    textbuf_u64(t, pool->sb.data_block_size);
-    textbuf_str(t, "\" nr_data_blocks=\"");
-    textbuf_u64(t, pool->sb.data_sm.nr_blocks);
-    if (pool->sb.held_root) {
-        textbuf_str(t, "\" metadata_snap=\"");
-        textbuf_u64(t, pool->sb.held_root);
-    }
-    textbuf_str(t, "\">\n  <diff left=\"");
-    textbuf_u64(t, args->left);
-    textbuf_str(t, "\" right=\"");
-    textbuf_u64(t, args->right);
-    textbuf_str(t, "\">\n");
-}
-
 static int
 write_delta(const struct delta_args *args, struct live_pool *pool, struct textbuf *text,
             struct thin_error *err)
 {
     const struct live_device *left = live_find(pool, args->left);
     const struct live_device *right = live_find(pool, args->right);
-    struct delta_writer w = {.text = text, .verbose = args->verbose};
+    struct delta_text w = {.text = text, .verbose = args->verbose};
     int r;
 
     if (!left)
@@ -141,14 +29,9 @@ write_delta(const struct delta_args *args, struct live_pool *pool, struct textbu
         return thin_fail(err, -THIN_E_NOT_FOUND,
                          "Unable to find mapping tree for snap2 (%" PRIu64 ")",
                          args->right);
-    write_head(text, pool, args);
-    r = delta_devices(pool, left, right, args->differences_only, on_run, &w, err);
-    if (r >= 0)
-        r = args->verbose ? end_kind(&w) : write_joined(&w);
-    if (r < 0)
-        return r;
-    textbuf_str(text, "  </diff>\n</superblock>\n");
-    return textbuf_flush(text);
+    delta_text_begin(&w, &pool->sb, args->left, args->right);
+    r = delta_devices(pool, left, right, args->differences_only, delta_text_run, &w, err);
+    return r < 0 ? r : delta_text_end(&w);
 }
 
 static int

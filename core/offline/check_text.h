@@ -1,0 +1,21 @@
+/*
+ * What a check has found as lines for people: the same offline and of a pool that is
+ * being served.
+ */
+#ifndef THIN_CORE_OFFLINE_CHECK_TEXT_H
+#define THIN_CORE_OFFLINE_CHECK_TEXT_H
+
+#include "core/offline/check.h"
+#include "core/offline/textbuf.h"
+
+struct check_text {
+    bool summary;       /* after the findings, if there is a superblock */
+    bool catalogue;     /* in the summary: which device it is */
+    bool metadata_snap; /* no space maps were looked at */
+};
+
+/* Flushes. Negative: the sink's code. */
+int check_text_write(struct textbuf *t, const struct check_text *form,
+                     const struct report *rep, const struct check_result *res);
+
+#endif
