@@ -1,0 +1,23 @@
+/*
+ * A loop around another one that measures each callback: how long one step holds the
+ * thread, in its own processor time (what the machine does meanwhile does not count).
+ */
+#ifndef THIN_TESTS_LIB_STEP_LOOP_H
+#define THIN_TESTS_LIB_STEP_LOOP_H
+
+#include "core/base/loop.h"
+
+struct step_loop_stats {
+    uint64_t nr_steps, nr_long; /* long: above `limit_ns` */
+    uint64_t longest_ns;
+    const void *longest_fn; /* the callback's address */
+};
+
+/* Borrows `inner`, which can wait (poll_loop.h). Aborts when out of memory. */
+struct thin_loop *step_loop_create(struct thin_loop *inner, uint64_t limit_ns);
+void step_loop_destroy(struct thin_loop *loop);
+/* Since the last reset. */
+void step_loop_get(struct thin_loop *loop, struct step_loop_stats *ret_stats);
+void step_loop_reset(struct thin_loop *loop);
+
+#endif
