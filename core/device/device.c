@@ -8,6 +8,9 @@
 #include "core/base/cleanup.h"
 #include "core/device/driver.h"
 
+/* What is delivered in one turn of the loop, before others have theirs. */
+#define DEVICE_DELIVER_NS 100000u
+
 /* ---- what a request must look like ---------------------------------------------- */
 
 static unsigned
@@ -122,6 +125,7 @@ finish_run(struct thin_task *task)
 {
     struct device *dev = container_of(task, struct device, finish_task);
     struct device_io_list ended = TAILQ_HEAD_INITIALIZER(ended);
+    uint64_t began = loop_now_ns(dev->loop);
     bool nested = dev->delivering;
     struct device_io *io;
 
@@ -130,6 +134,13 @@ finish_run(struct thin_task *task)
     dev->delivering = true;
     TAILQ_CONCAT(&ended, &dev->finished, link);
     while ((io = TAILQ_FIRST(&ended))) {
+        /* What a request's end leads to may take its time: others come in between. */
+        if (loop_now_ns(dev->loop) - began > DEVICE_DELIVER_NS) {
+            TAILQ_CONCAT(&ended, &dev->finished, link);
+            TAILQ_CONCAT(&dev->finished, &ended, link);
+            loop_defer(dev->loop, &dev->finish_task);
+            break;
+        }
         TAILQ_REMOVE(&ended, io, link);
         deliver(dev, io, io->result);
     }

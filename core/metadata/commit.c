@@ -7,7 +7,8 @@
 #include "core/base/seeded_bug.h"
 #include "core/metadata/metadata_private.h"
 
-#define DEVICES_MAX (DEV_ID_MAX + 1ull)
+#define DEVICES_MAX        (DEV_ID_MAX + 1ull)
+#define FREE_METADATA_STEP 1024u /* metadata blocks freed by one metadata_free_some */
 
 /*
  * Each changed record overwrites one entry: it copies a leaf, and on each level above a
@@ -70,6 +71,8 @@ merge_some(struct metadata *md, struct thin_error *err)
             return thin_wrap(err, r, "merge counts of data blocks");
         return 0;
     }
+    if (!md->nr_changed)
+        return tm_merge_step(md->tm, err);
     for (unsigned i = 0; i < MERGE_DETAILS_STEP && md->nr_changed; i++) {
         r = device_merge_details(md, TAILQ_FIRST(&md->changed), err);
         if (r < 0)
@@ -81,7 +84,7 @@ merge_some(struct metadata *md, struct thin_error *err)
 static bool
 merge_left(const struct metadata *md)
 {
-    return sm_nr_deltas(md->data_sm) || md->nr_changed;
+    return sm_nr_deltas(md->data_sm) || md->nr_changed || tm_merge_left(md->tm);
 }
 
 int
@@ -165,11 +168,29 @@ metadata_cut(struct metadata *md, void (*finish_trailer)(void *arg, uint8_t *sup
 }
 
 void
+metadata_set_durable(struct metadata *md, uint64_t txn)
+{
+    tm_set_durable(md->tm, txn);
+    md->durable_txn = txn;
+}
+
+bool
+metadata_free_some(struct metadata *md, uint64_t max_data_blocks,
+                   void (*freed)(void *arg, dblock_t begin, dblock_t end), void *arg)
+{
+    bool more = tm_free_some(md->tm, FREE_METADATA_STEP);
+
+    return sm_durable_some(md->data_sm, md->durable_txn, max_data_blocks, freed, arg) ||
+           more;
+}
+
+void
 metadata_durable(struct metadata *md, uint64_t txn,
                  void (*freed)(void *arg, dblock_t begin, dblock_t end), void *arg)
 {
-    tm_durable(md->tm, txn);
-    sm_durable(md->data_sm, txn, freed, arg);
+    metadata_set_durable(md, txn);
+    while (metadata_free_some(md, UINT64_MAX, freed, arg))
+        ;
 }
 
 /* ---- waiting forms ------------------------------------------------------------------ */

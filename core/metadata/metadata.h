@@ -226,6 +226,15 @@ int metadata_cut(struct metadata *md,
 /* The cut is on disk. `freed`: runs of data blocks that are free for good from here. */
 void metadata_durable(struct metadata *md, uint64_t txn,
                       void (*freed)(void *arg, dblock_t begin, dblock_t end), void *arg);
+/*
+ * The same in steps: says it, and then lets go a bounded number of metadata blocks and
+ * `max_data_blocks` data blocks a call, also what views held back that have gone; true:
+ * some are left.
+ */
+void metadata_set_durable(struct metadata *md, uint64_t txn);
+bool metadata_free_some(struct metadata *md, uint64_t max_data_blocks,
+                        void (*freed)(void *arg, dblock_t begin, dblock_t end),
+                        void *arg);
 
 /*
  * Roll-back: forgets all that is not durable. No write may be in flight, no operation

@@ -38,6 +38,20 @@ bitmap_find_free(const void *block, uint32_t begin, uint32_t end)
 }
 
 uint32_t
+bitmap_count_overflows(const void *block)
+{
+    uint32_t nr = 0;
+
+    for (uint32_t w = 0; w < BITMAP_ENTRIES / WORD_ENTRIES; w++) {
+        uint64_t bits =
+            load_le64((const uint8_t *)block + BITMAP_HEADER_BYTES + 8ull * w);
+
+        nr += (uint32_t)__builtin_popcountll(bits & bits >> 1 & 0x5555555555555555u);
+    }
+    return nr;
+}
+
+uint32_t
 bitmap_count_free(const void *block, uint32_t end)
 {
     uint32_t used = 0;

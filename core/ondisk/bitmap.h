@@ -76,4 +76,7 @@ uint32_t bitmap_find_free(const void *block, uint32_t begin, uint32_t end);
 /* Number of entries with count 0 in [0, end). */
 uint32_t bitmap_count_free(const void *block, uint32_t end);
 
+/* Number of entries, all of them, that say "above 2". */
+uint32_t bitmap_count_overflows(const void *block);
+
 #endif

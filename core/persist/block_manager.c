@@ -64,6 +64,8 @@ bm_destroy(struct block_manager *bm)
     THIN_ASSERT(!bm->super.busy && !bm->flush.busy);
     if (bm->write.task.queued)
         loop_defer_cancel(bm->dev->loop, &bm->write.task);
+    if (bm->write.go_on.queued)
+        loop_defer_cancel(bm->dev->loop, &bm->write.go_on);
     u64_map_fini(&bm->by_number);
     bitset_fini(&bm->dirty_set);
     bitset_fini(&bm->writing_set);

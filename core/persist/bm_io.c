@@ -238,14 +238,25 @@ start_write(struct block_manager *bm)
     return true;
 }
 
+/* Sealing and handing over BM_WRITE_BLOCKS is about what one turn may take. */
 static void
 go_on_writing(struct block_manager *bm)
 {
-    while (bm->write.result == 0 && bm->write.in_flight < BM_WRITES_MAX)
-        if (!start_write(bm))
-            break;
+    if (bm->write.result == 0 && bm->write.in_flight < BM_WRITES_MAX && start_write(bm)) {
+        loop_defer(bm->dev->loop, &bm->write.go_on);
+        return;
+    }
     if (bm->write.in_flight == 0)
         loop_defer(bm->dev->loop, &bm->write.task);
+}
+
+static void
+go_on_run(struct thin_task *task)
+{
+    struct block_manager *bm = container_of(task, struct block_manager, write.go_on);
+
+    if (bm->write.running)
+        go_on_writing(bm);
 }
 
 static void
@@ -280,6 +291,7 @@ bm_write_cut(struct block_manager *bm, void (*done)(void *arg, int result), void
     bm->write.done = done;
     bm->write.arg = arg;
     bm->write.task.run = write_run;
+    bm->write.go_on.run = go_on_run;
     go_on_writing(bm);
 }
 
@@ -345,6 +357,7 @@ bm_reset(struct block_manager *bm)
     THIN_ASSERT(bm->write.in_flight == 0 && !bm->super.busy);
     if (bm->write.running) {
         loop_defer_cancel(bm->dev->loop, &bm->write.task);
+        loop_defer_cancel(bm->dev->loop, &bm->write.go_on);
         bm->write.running = false;
     }
     for (uint32_t i = 0; i < bm->nr_frames; i++) {

@@ -91,6 +91,7 @@ struct block_manager {
         void (*done)(void *arg, int result);
         void *arg;
         struct thin_task task;
+        struct thin_task go_on;
     } write;
     struct bm_single super, flush;
 

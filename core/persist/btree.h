@@ -78,7 +78,7 @@ int btree_remove(const struct btree *t, mblock_t root, uint64_t key, mblock_t *r
 
 /*
  * Removes keys of [begin, end), from the highest down, touching about `budget` nodes
- * (at least one leaf's worth is done); leaves inside the range are dropped whole: a leaf
+ * and a leaf or so of values that nobody else holds (at least one leaf's worth is done); leaves inside the range are dropped whole: a leaf
  * of count 1 gives back its values, a shared leaf or subtree loses one reference (its
  * entries are counted from its leaves' headers; a shared subtree with more leaves than
  * the budget is copied open first). *ret_removed: entries that went;

@@ -9,6 +9,8 @@
 #include "core/base/assert.h"
 #include "core/persist/btree_private.h"
 
+#define TRIM_VALUES 192u /* given back one by one in one call: more is for the next */
+
 struct trim {
     const struct btree *t;
     mblock_t root;
@@ -16,6 +18,7 @@ struct trim {
     uint64_t above;      /* first key at or above the range, if has_above */
     bool has_above;
     uint32_t budget, used;
+    uint32_t values; /* given back one by one */
     uint64_t removed;
 };
 
@@ -175,6 +178,7 @@ trim_leaf(struct trim *trim, struct bm_block *leaf, unsigned depth,
     r = btree_dec_values(trim->t, node, from, to, err);
     if (r < 0)
         return r;
+    trim->values += to - from;
     trim->end = node_key(node, from);
     trim->removed += to - from;
     btree_delete_entries(bm_data_rw(leaf), from, to - from);
@@ -216,8 +220,10 @@ try_drop(struct trim *trim, struct bm_block *node, uint32_t i, unsigned depth,
     if (node_is_leaf(child)) {
         entries = node_nr_entries(child);
         trim->used++;
-        if (count == 1)
+        if (count == 1) {
+            trim->values += node_nr_entries(child);
             r = btree_dec_values(trim->t, child, 0, node_nr_entries(child), err);
+        }
     } else if (count > 1) {
         uint32_t nodes_left = trim->budget > trim->used ? trim->budget - trim->used : 0;
         uint32_t before = nodes_left;
@@ -316,7 +322,7 @@ btree_trim(const struct btree *t, mblock_t root, uint64_t begin, uint64_t end,
             trim.end = begin;
         if (r < 0 || !found)
             break;
-        if (trim.used >= budget && trim.removed)
+        if ((trim.used >= budget || trim.values >= TRIM_VALUES) && trim.removed)
             break;
         r = trim_once(&trim, key, err);
     }

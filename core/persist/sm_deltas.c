@@ -7,6 +7,7 @@
 #include <stdlib.h>
 
 #include "core/base/assert.h"
+#include "core/base/checked.h"
 #include "core/persist/sm_private.h"
 
 #define POOL_FIRST 64u
@@ -107,6 +108,7 @@ add_entry(struct space_map *sm, dblock_t b)
     group->nr++;
     u64_map_set(&sm->delta_at, b, at);
     sm->nr_deltas++;
+    sm->deltas_gen++;
     return &sm->deltas[at];
 }
 
@@ -127,6 +129,7 @@ remove_entry(struct space_map *sm, struct sm_delta *d)
     d->next = sm->free_delta;
     sm->free_delta = (uint32_t)(d - sm->deltas);
     sm->nr_deltas--;
+    sm->deltas_gen++;
 }
 
 /* `by` is 1 or -1. */
@@ -220,6 +223,26 @@ int
 sm_delta_remove(struct space_map *sm, dblock_t b, struct thin_error *err)
 {
     return change_state(sm, b, sm_delta_find(sm, b), 0, err);
+}
+
+int
+sm_deltas_prepare(struct space_map *sm, uint64_t nr_blocks)
+{
+    uint32_t nr = (uint32_t)min_u64(nr_blocks, SM_DELTAS_MAX);
+    uint32_t nr_groups = (uint32_t)min_u64(nr, div_up_u64(nr_blocks, BITMAP_ENTRIES));
+
+    if (nr == 0)
+        return 0;
+    sm->deltas = malloc(nr * sizeof(*sm->deltas));
+    sm->groups = malloc(nr_groups * sizeof(*sm->groups));
+    if (!sm->deltas || !sm->groups)
+        return -ENOMEM;
+    sm->cap_deltas = nr;
+    sm->cap_groups = nr_groups;
+    if (u64_map_reserve(&sm->delta_at, nr) < 0 ||
+        u64_map_reserve(&sm->group_at, nr_groups) < 0)
+        return -ENOMEM;
+    return 0;
 }
 
 void

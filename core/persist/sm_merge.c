@@ -8,8 +8,11 @@
 #include "core/persist/sm_private.h"
 #include "core/persist/tm_private.h"
 
-#define MERGE_BLOCKS_MAX 1024u /* changes in one step */
-#define MERGE_NODES_MAX  (TM_OP_NODES_MAX / 2)
+#define MERGE_BLOCKS_MAX 256u /* changes in one step ... */
+#define MERGE_SORTED_MAX 64u  /* ... and in one that had to sort a large group first */
+#define MERGE_SORT_LARGE 4096u
+#define MERGE_TREE_COST  8u /* a change of the overflow tree counts as so many */
+#define MERGE_NODES_MAX  (TM_OP_NODES_MAX / 4)
 
 uint32_t
 sm_nr_deltas(const struct space_map *sm)
@@ -54,10 +57,10 @@ put_overflow(struct space_map *sm, dblock_t b, uint32_t old, uint32_t count,
     return r;
 }
 
-/* Applies one change to its bitmap (write-locked). */
+/* Applies one change to its bitmap (write-locked). *cost grows by what it took. */
 static int
 merge_one(struct space_map *sm, struct bm_block *bitmap, const struct sm_delta *d,
-          struct thin_error *err)
+          uint32_t *cost, struct thin_error *err)
 {
     uint32_t e = (uint32_t)(d->block % BITMAP_ENTRIES);
     uint32_t old = bitmap_get(bm_data(bitmap), e);
@@ -80,6 +83,9 @@ merge_one(struct space_map *sm, struct bm_block *bitmap, const struct sm_delta *
     r = put_overflow(sm, d->block, old, (uint32_t)count, err);
     if (r < 0)
         return r;
+    *cost += old >= BITMAP_COUNT_OVERFLOW || count >= BITMAP_COUNT_OVERFLOW
+                 ? MERGE_TREE_COST
+                 : 1;
     sm->merge_at = SM_AT_BITMAP;
     bitmap_set(bm_data_rw(bitmap), e,
                (unsigned)min_u64((uint64_t)count, BITMAP_COUNT_OVERFLOW));
@@ -94,12 +100,15 @@ merge_one(struct space_map *sm, struct bm_block *bitmap, const struct sm_delta *
     return sm_delta_remove(sm, d->block, err);
 }
 
-/* Fills order and present with the deltas of one bitmap. */
-static void
+/* Fills order and present with the deltas of one bitmap, if they are not there from the
+   last step. Gives how many changes this step may merge. */
+static uint32_t
 sort_group(struct space_map *sm, uint64_t k)
 {
     uint32_t at = 0;
 
+    if (sm->sorted && sm->sorted_k == k && sm->sorted_gen == sm->deltas_gen)
+        return MERGE_BLOCKS_MAX;
     THIN_ASSERT(u64_map_get(&sm->group_at, k, &at));
     memset(sm->present, 0, sizeof(sm->present));
     for (uint32_t i = sm->groups[at].first; i != SM_NONE; i = sm->deltas[i].next) {
@@ -108,15 +117,18 @@ sort_group(struct space_map *sm, uint64_t k)
         sm->order[e] = i;
         sm->present[e / 64] |= 1ull << (e % 64);
     }
+    sm->sorted = true;
+    sm->sorted_k = k;
+    sm->sorted_gen = sm->deltas_gen;
+    return sm->groups[at].nr > MERGE_SORT_LARGE ? MERGE_SORTED_MAX : MERGE_BLOCKS_MAX;
 }
 
 static int
 merge_bitmap(struct space_map *sm, uint64_t k, struct bm_block *bitmap,
              struct thin_error *err)
 {
-    uint32_t nr = 0;
+    uint32_t cost = 0, max = sort_group(sm, k);
 
-    sort_group(sm, k);
     for (uint32_t w = 0; w < BITMAP_ENTRIES / 64; w++) {
         while (sm->present[w]) {
             uint32_t e = w * 64 + (uint32_t)__builtin_ctzll(sm->present[w]);
@@ -124,11 +136,14 @@ merge_bitmap(struct space_map *sm, uint64_t k, struct bm_block *bitmap,
             int r;
 
             sm->present[w] &= sm->present[w] - 1;
-            r = merge_one(sm, bitmap, &d, err);
-            if (r < 0)
+            r = merge_one(sm, bitmap, &d, &cost, err);
+            if (r < 0) {
+                sm->sorted = false; /* the bit is gone, the change is not */
                 return r;
+            }
+            sm->sorted_gen = sm->deltas_gen; /* only its own entry went */
             /* The rest is the next step's. */
-            if (++nr == MERGE_BLOCKS_MAX || tm_op_nr_nodes(sm->tm) >= MERGE_NODES_MAX)
+            if (cost >= max || tm_op_nr_nodes(sm->tm) >= MERGE_NODES_MAX)
                 return 0;
         }
     }

@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "core/base/assert.h"
+#include "core/base/checked.h"
 #include "core/persist/sm_private.h"
 
 #define PAGES_FIRST 16u
@@ -162,6 +163,25 @@ sm_pend(struct space_map *sm, dblock_t b, struct thin_error *err)
     return r < 0 ? thin_fail_code(err, r, "freed data block %" PRIu64, b) : 0;
 }
 
+int
+sm_pending_prepare(struct space_map *sm, uint64_t nr_blocks)
+{
+    /* About what one transaction frees: its changes are bounded. */
+    uint32_t nr_pages =
+        (uint32_t)min_u64(div_up_u64(nr_blocks, SM_PAGE_BLOCKS), SM_DELTAS_MAX);
+    uint32_t nr_runs = (uint32_t)min_u64(nr_blocks, SM_DELTAS_MAX);
+
+    if (nr_blocks == 0)
+        return 0;
+    sm->pages = malloc(nr_pages * sizeof(*sm->pages));
+    sm->runs = malloc(nr_runs * sizeof(*sm->runs));
+    if (!sm->pages || !sm->runs)
+        return -ENOMEM;
+    sm->cap_pages = nr_pages;
+    sm->cap_runs = nr_runs;
+    return u64_map_reserve(&sm->page_at, nr_pages);
+}
+
 /* ---- holds ------------------------------------------------------------------------------------ */
 
 #define HOLD_ONE    2u
@@ -216,20 +236,34 @@ let_go(struct space_map *sm, dblock_t begin, dblock_t end)
     }
 }
 
+bool
+sm_durable_some(struct space_map *sm, uint64_t txn, uint64_t max_blocks,
+                void (*freed)(void *arg, dblock_t begin, dblock_t end), void *arg)
+{
+    while (sm->nr_runs && run_at(sm, 0)->txn <= txn && max_blocks) {
+        struct sm_run *run = run_at(sm, 0);
+        dblock_t begin = run->begin, end = begin + min_u64(run->len, max_blocks);
+
+        max_blocks -= end - begin;
+        run->begin = end;
+        run->len -= end - begin;
+        if (run->len == 0) {
+            sm->runs_head = (sm->runs_head + 1) % sm->cap_runs;
+            sm->nr_runs--;
+        }
+        /* First, so that what it holds stays out of reach. */
+        if (freed)
+            freed(arg, begin, end);
+        let_go(sm, begin, end);
+    }
+    return sm->nr_runs && run_at(sm, 0)->txn <= txn;
+}
+
 void
 sm_durable(struct space_map *sm, uint64_t txn,
            void (*freed)(void *arg, dblock_t begin, dblock_t end), void *arg)
 {
-    while (sm->nr_runs && run_at(sm, 0)->txn <= txn) {
-        struct sm_run run = *run_at(sm, 0);
-
-        sm->runs_head = (sm->runs_head + 1) % sm->cap_runs;
-        sm->nr_runs--;
-        /* First, so that what it holds stays out of reach. */
-        if (freed)
-            freed(arg, run.begin, run.begin + run.len);
-        let_go(sm, run.begin, run.begin + run.len);
-    }
+    sm_durable_some(sm, txn, UINT64_MAX, freed, arg);
 }
 
 void

@@ -87,9 +87,12 @@ struct space_map {
     enum { SM_AT_NOTHING, SM_AT_BITMAP, SM_AT_BLOCK } merge_at;
     dblock_t merge_block; /* or the bitmap's first */
 
-    /* For sm_merge_step: the deltas of one bitmap by place. */
+    /* For sm_merge_step: the deltas of one bitmap by place, of `sorted_k` as long as
+       nobody else adds or removes one. */
     uint32_t order[BITMAP_ENTRIES];
     uint64_t present[BITMAP_ENTRIES / 64];
+    bool sorted;
+    uint64_t sorted_k, sorted_gen, deltas_gen;
 };
 
 /* Saves what undo puts back; before the first change of `core` in an operation. */
@@ -108,6 +111,8 @@ struct sm_delta *sm_delta_find(const struct space_map *sm, dblock_t b);
 int sm_delta_add(struct space_map *sm, dblock_t b, int change, struct thin_error *err);
 int sm_delta_alloc(struct space_map *sm, dblock_t b, struct thin_error *err);
 int sm_delta_remove(struct space_map *sm, dblock_t b, struct thin_error *err);
+/* Room for what a full table takes, so that it does not grow on the way. */
+int sm_deltas_prepare(struct space_map *sm, uint64_t nr_blocks);
 void sm_deltas_fini(struct space_map *sm);
 
 /* ---- sm_park.c ---------------------------------------------------------------------------- */
@@ -120,6 +125,7 @@ bool sm_is_pending(const struct space_map *sm, dblock_t b);
 bool sm_is_held(const struct space_map *sm, dblock_t b);
 /* `b` was freed in the open transaction; undone with the operation. */
 int sm_pend(struct space_map *sm, dblock_t b, struct thin_error *err);
+int sm_pending_prepare(struct space_map *sm, uint64_t nr_blocks);
 void sm_pending_fini(struct space_map *sm);
 
 #endif

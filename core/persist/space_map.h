@@ -101,5 +101,8 @@ uint64_t sm_merge_need(const struct space_map *sm);
  */
 void sm_durable(struct space_map *sm, uint64_t txn,
                 void (*freed)(void *arg, dblock_t begin, dblock_t end), void *arg);
+/* The same for `max_blocks` at most; true: some are left. */
+bool sm_durable_some(struct space_map *sm, uint64_t txn, uint64_t max_blocks,
+                     void (*freed)(void *arg, dblock_t begin, dblock_t end), void *arg);
 
 #endif

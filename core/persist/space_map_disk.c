@@ -11,7 +11,7 @@
 #include "core/persist/tm_private.h"
 
 #define SCAN_BITMAPS 8u    /* bitmaps that one sm_find_free looks into */
-#define SCAN_TAKEN   4096u /* blocks that it passes whose count is 0, yet not to be had */
+#define SCAN_TAKEN   1024u /* blocks that it passes whose count is 0, yet not to be had */
 
 const struct bm_validator sm_bitmap_validator = {.kind = BLOCK_BITMAP};
 
@@ -43,7 +43,8 @@ new_map(struct transaction_manager *tm, uint64_t nr_blocks)
     if (bitset_resize(&sm->group_set, nr_bitmaps) < 0 ||
         bitset_resize(&sm->full, nr_bitmaps) < 0 ||
         bitset_resize(&sm->parked, nr_bitmaps) < 0 ||
-        bitset_resize(&sm->suspect, nr_bitmaps) < 0) {
+        bitset_resize(&sm->suspect, nr_bitmaps) < 0 ||
+        sm_deltas_prepare(sm, nr_blocks) < 0 || sm_pending_prepare(sm, nr_blocks) < 0) {
         sm_destroy(sm);
         return NULL;
     }
@@ -91,7 +92,7 @@ sm_open(struct transaction_manager *tm, const struct space_map_root *root,
 {
     struct space_map *sm;
 
-    if (root->nr_blocks > DATA_BLOCK_NR_MAX || root->nr_allocated > root->nr_blocks)
+    if (root->nr_blocks > DATA_BLOCK_NR_MAX + 1 || root->nr_allocated > root->nr_blocks)
         return thin_fail(err, -THIN_E_BAD_BLOCK,
                          "data space map of %" PRIu64 " blocks, %" PRIu64 " of them used",
                          root->nr_blocks, root->nr_allocated);
@@ -463,7 +464,7 @@ sm_extend(struct space_map *sm, uint64_t nr_blocks, bool *ret_done,
     uint64_t old = sm->core.root.nr_blocks;
     int r = 0;
 
-    if (nr_blocks < old || nr_blocks > DATA_BLOCK_NR_MAX)
+    if (nr_blocks < old || nr_blocks > DATA_BLOCK_NR_MAX + 1)
         return thin_fail(err, -THIN_E_RANGE,
                          "data space map has %" PRIu64 " blocks and should have %" PRIu64,
                          old, nr_blocks);

@@ -482,8 +482,7 @@ take_bitmap(struct transaction_manager *tm, uint32_t i, const void *block)
     bitmap->none_free_before = bitmap_find_free(bitmap->image, 0, BITMAP_ENTRIES);
     bitmap->dirty = false;
     tm->core.nr_allocated += BITMAP_ENTRIES - bitmap->nr_free;
-    for (uint32_t e = 0; e < BITMAP_ENTRIES; e++)
-        tm->core.nr_overflow += bitmap_get(bitmap->image, e) == BITMAP_COUNT_OVERFLOW;
+    tm->core.nr_overflow += bitmap_count_overflows(bitmap->image);
 }
 
 /* `place` of a bitmap is set when it has been read: that is where a next try goes on. */
@@ -550,6 +549,10 @@ tm_load(struct transaction_manager *tm, const struct space_map_root *root,
 
 /* ---- writing it out --------------------------------------------------------------------------- */
 
+#define OVERFLOW_STEP     32u                   /* entries written by one step */
+#define OVERFLOW_STEP_MAX (TM_OP_NODES_MAX / 2) /* ... unless so many nodes changed */
+#define OVERFLOW_AT_CUT   16u                   /* a rest that the cut writes itself */
+
 static int
 compare_blocks(const void *a, const void *b)
 {
@@ -558,31 +561,82 @@ compare_blocks(const void *a, const void *b)
     return x < y ? -1 : x > y;
 }
 
+/* *ret_at: the block's place in `overflow`. */
+static int
+write_count(struct transaction_manager *tm, mblock_t b, uint32_t *ret_at,
+            struct thin_error *err)
+{
+    mblock_t *root = &tm->core.overflow_root;
+    uint8_t value[VALUE_SIZE_COUNT];
+    bool was_there;
+    uint32_t at = 0;
+    int r;
+
+    THIN_ASSERT(u64_map_get(&tm->overflow_at, b, &at));
+    store_le32(value, tm->overflow[at].count);
+    if (tm->overflow[at].count >= BITMAP_COUNT_OVERFLOW)
+        r = btree_insert(&tm->overflow_tree, *root, b, value, root, &was_there, err);
+    else
+        r = btree_remove(&tm->overflow_tree, *root, b, root, &was_there, err);
+    if (r < 0)
+        return thin_wrap(err, r, "write the count of metadata block %" PRIu64, b);
+    *ret_at = at;
+    return 0;
+}
+
 static int
 write_overflow(struct transaction_manager *tm, struct thin_error *err)
 {
-    struct btree *tree = &tm->overflow_tree;
-    uint32_t nr = tm->core.nr_changed;
+    uint32_t nr = tm->core.nr_changed, at;
+    int r = 0;
 
     qsort(tm->changed, nr, sizeof(tm->changed[0]), compare_blocks);
-    for (uint32_t i = 0; i < nr; i++) {
-        mblock_t *root = &tm->core.overflow_root;
-        uint8_t value[VALUE_SIZE_COUNT];
-        bool was_there;
-        uint32_t at = 0;
-        int r;
+    for (uint32_t i = 0; i < nr && r == 0; i++)
+        r = write_count(tm, tm->changed[i], &at, err);
+    return r;
+}
 
-        THIN_ASSERT(u64_map_get(&tm->overflow_at, tm->changed[i], &at));
-        store_le32(value, tm->overflow[at].count);
-        if (tm->overflow[at].count >= BITMAP_COUNT_OVERFLOW)
-            r = btree_insert(tree, *root, tm->changed[i], value, root, &was_there, err);
-        else
-            r = btree_remove(tree, *root, tm->changed[i], root, &was_there, err);
-        if (r < 0)
-            return thin_wrap(err, r, "write the count of metadata block %" PRIu64,
-                             tm->changed[i]);
+bool
+tm_merge_left(const struct transaction_manager *tm)
+{
+    return tm->core.nr_changed > OVERFLOW_AT_CUT;
+}
+
+static void
+undo_written(void *arg, uint64_t b, uint64_t unused)
+{
+    struct transaction_manager *tm = arg;
+    uint32_t at = 0;
+
+    (void)unused;
+    THIN_ASSERT(u64_map_get(&tm->overflow_at, b, &at));
+    tm->overflow[at].changed = true;
+}
+
+int
+tm_merge_step(struct transaction_manager *tm, struct thin_error *err)
+{
+    int r = 0;
+
+    THIN_ASSERT(tm->op_open);
+    tm->writing_overflow = true;
+    /* From the end: undo puts the number back, and the blocks still stand there. */
+    for (unsigned i = 0; r == 0 && tm->core.nr_changed && i < OVERFLOW_STEP &&
+                         tm_op_nr_nodes(tm) < OVERFLOW_STEP_MAX;
+         i++) {
+        mblock_t b = tm->changed[tm->core.nr_changed - 1];
+        uint32_t at = 0;
+
+        r = write_count(tm, b, &at, err);
+        if (r == 0)
+            r = tm_op_on_undo(tm, undo_written, tm, b, 0);
+        if (r == 0) {
+            tm->overflow[at].changed = false;
+            tm->core.nr_changed--;
+        }
     }
-    return 0;
+    tm->writing_overflow = false;
+    return r;
 }
 
 static int

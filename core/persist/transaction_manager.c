@@ -292,27 +292,34 @@ released_up_to(const struct transaction_manager *tm)
     return txn;
 }
 
-static void
-release(struct transaction_manager *tm)
+bool
+tm_free_some(struct transaction_manager *tm, uint32_t max)
 {
     uint64_t txn = released_up_to(tm);
 
+    THIN_ASSERT(!tm->op_open);
     txn += seeded_bug(SEEDED_EARLY_REUSE) ? 1 : 0;
-    while (tm->nr_freed && tm->freed[tm->freed_head].txn <= txn) {
+    while (tm->nr_freed && tm->freed[tm->freed_head].txn <= txn && max-- > 0) {
         bitset_clear(&tm->pending, tm->freed[tm->freed_head].block);
         tm->core.nr_pending--;
         tm->freed_head = (tm->freed_head + 1) % tm->cap_freed;
         tm->nr_freed--;
     }
+    return tm->nr_freed && tm->freed[tm->freed_head].txn <= txn;
+}
+
+void
+tm_set_durable(struct transaction_manager *tm, uint64_t txn)
+{
+    THIN_ASSERT(txn < tm->txn && txn >= tm->durable);
+    tm->durable = txn;
 }
 
 void
 tm_durable(struct transaction_manager *tm, uint64_t txn)
 {
-    THIN_ASSERT(!tm->op_open);
-    THIN_ASSERT(txn < tm->txn && txn >= tm->durable);
-    tm->durable = txn;
-    release(tm);
+    tm_set_durable(tm, txn);
+    tm_free_some(tm, UINT32_MAX);
 }
 
 void
@@ -327,5 +334,4 @@ tm_unpin_view(struct transaction_manager *tm, struct tm_pin *pin)
 {
     THIN_ASSERT(!tm->op_open);
     TAILQ_REMOVE(&tm->pins, pin, link);
-    release(tm);
 }

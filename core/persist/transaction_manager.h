@@ -153,6 +153,14 @@ int tm_extend(struct transaction_manager *tm, uint64_t nr_blocks, struct thin_er
 /* ---- commit -------------------------------------------------------------------------- */
 
 /*
+ * Puts some of the counts above 2 that changed into their tree: part of the caller's
+ * operation (TM_COMMIT). What tm_merge_left says is to be done before tm_prepare_cut,
+ * which does a small rest in one step.
+ */
+int tm_merge_step(struct transaction_manager *tm, struct thin_error *err);
+bool tm_merge_left(const struct transaction_manager *tm);
+
+/*
  * Writes the space map's own changes (overflow tree, bitmaps, index block) into dirty
  * frames and gives the root for the superblock. An operation of its own, begun and
  * ended inside (none may be open): may be -THIN_E_WOULD_BLOCK, and then nothing has
@@ -168,6 +176,9 @@ uint64_t tm_cut(struct transaction_manager *tm);
 /* Transaction `txn` is durable: what was freed up to it may be handed out, except what
    a pinned view older than the free still needs. */
 void tm_durable(struct transaction_manager *tm, uint64_t txn);
+/* In two parts: says so, and then frees `max` blocks a call; true: some are left. */
+void tm_set_durable(struct transaction_manager *tm, uint64_t txn);
+bool tm_free_some(struct transaction_manager *tm, uint32_t max);
 
 /* Blocks freed in transactions above `txn` stay until the pin goes. Any number. */
 struct tm_pin {
@@ -176,6 +187,7 @@ struct tm_pin {
 };
 void tm_pin_view(struct transaction_manager *tm,
                  struct tm_pin *pin); /* the durable state now */
+/* What it held back is freed by the next tm_free_some. */
 void tm_unpin_view(struct transaction_manager *tm, struct tm_pin *pin);
 
 #endif

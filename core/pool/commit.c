@@ -11,10 +11,13 @@
 #include "core/base/seeded_bug.h"
 #include "core/pool/io_private.h"
 
+#define FREE_BLOCKS_STEP 256u /* data blocks, before the clock is looked at */
+#define CUT_PUT_OFF_MAX  8u   /* turns that a cut waits for a short one */
 #define PREFLUSH_BYTES \
     (32u << 20) /* unflushed data that is worth a flush before the cut */
 
 static void commit_step(struct pool *pool);
+static void commit_wake(struct pool *pool);
 
 /* ---- the data flush --------------------------------------------------------------------- */
 
@@ -32,10 +35,13 @@ wake_run(struct thin_task *task)
     struct committer *c = container_of(task, struct committer, wake_task);
     struct commit_wait_list ready = TAILQ_HEAD_INITIALIZER(ready);
     struct commit_wait_list failed = TAILQ_HEAD_INITIALIZER(failed);
+    struct pool *pool = container_of(c, struct pool, commit);
     struct commit_wait *wait, *next;
+    uint64_t began = loop_now_ns(pool->loop);
     int result = c->failed_result;
 
     TAILQ_CONCAT(&failed, &c->failed, link);
+    TAILQ_CONCAT(&ready, &c->ready, link);
     for (wait = TAILQ_FIRST(&c->waits); wait; wait = next) {
         next = TAILQ_NEXT(wait, link);
         if (!wait_satisfied(c, wait))
@@ -48,9 +54,15 @@ wake_run(struct thin_task *task)
         wait->done(wait, result);
     }
     while ((wait = TAILQ_FIRST(&ready))) {
+        if (pool_step_full(pool, began)) {
+            TAILQ_CONCAT(&c->ready, &ready, link);
+            commit_wake(pool);
+            break;
+        }
         TAILQ_REMOVE(&ready, wait, link);
         wait->done(wait, 0);
     }
+    pool_step(pool, "answers to flushes", began);
 }
 
 static void
@@ -237,6 +249,52 @@ md_io_ended(struct pool *pool, int result, const char *doing)
     return true;
 }
 
+bool
+commit_freeing(const struct pool *pool)
+{
+    return pool->commit.freeing;
+}
+
+/* Who waits for a commit waits for what it sets free. */
+static void
+free_run(struct thin_task *task)
+{
+    struct committer *c = container_of(task, struct committer, free_task);
+    struct pool *pool = container_of(c, struct pool, commit);
+    uint64_t began = loop_now_ns(pool->loop), room;
+    bool more = true;
+
+    while (more && (room = space_room_for_freed(pool)) > 0) {
+        if (pool_step_full(pool, began)) {
+            loop_defer(pool->loop, &c->free_task);
+            break;
+        }
+        more = metadata_free_some(pool->md, min_u64(room, FREE_BLOCKS_STEP), space_freed,
+                                  pool);
+    }
+    pool_step(pool, "free blocks", began);
+    space_pass_down(pool); /* one that ends calls again */
+    if (more)
+        return;
+    c->freeing = false;
+    pins_after_commit(pool);
+    if (c->freeing)
+        return;
+    metaops_after_commit(pool);
+    space_after_commit(pool);
+}
+
+void
+commit_free(struct pool *pool)
+{
+    struct committer *c = &pool->commit;
+
+    if (!pool->metadata_ready || pool->rolling_back)
+        return;
+    c->freeing = true;
+    loop_defer(pool->loop, &c->free_task);
+}
+
 static void
 superblock_written(void *arg, int result)
 {
@@ -253,11 +311,9 @@ superblock_written(void *arg, int result)
     if (pool->keep_superblock)
         pool->keep_superblock(pool->event_arg, c->superblock);
     catalogue_durable(pool);
-    metadata_durable(pool->md, txn, space_freed, pool);
-    pins_after_commit(pool);
+    metadata_set_durable(pool->md, txn);
     commit_wake(pool);
-    metaops_after_commit(pool);
-    space_after_commit(pool);
+    commit_free(pool);
     if (c->wanted)
         loop_defer(pool->loop, &c->step_task);
     else if (metadata_changed(pool->md))
@@ -385,18 +441,23 @@ commit_merge(struct pool *pool)
         if (r < 0)
             break;
         c->suspected = false;
-        if (more) {
-            if (loop_now_ns(pool->loop) - began > POOL_STEP_NS / 2) {
-                pool_step(pool, "merge", began);
-                loop_defer(pool->loop, &c->step_task);
-                return;
-            }
+        /* The cut is a step of its own, unless others keep changing things. */
+        if (pool_step_full(pool, began) && (more || c->cut_put_off++ < CUT_PUT_OFF_MAX)) {
+            pool_step(pool, "merge", began);
+            loop_defer(pool->loop, &c->step_task);
+            return;
         }
     }
-    if (r == 0)
+    c->cut_put_off = 0;
+    if (r == 0) {
+        pool_step(pool, "merge", began);
+        began = loop_now_ns(pool->loop);
         r = metadata_cut(pool->md, catalogue_finish_trailer, pool, &c->cut_txn,
                          &c->superblock, &err);
-    pool_step(pool, "merge and cut", began);
+        pool_step(pool, "cut", began);
+    } else {
+        pool_step(pool, "merge", began);
+    }
     if (r == -THIN_E_WOULD_BLOCK) {
         c->fetching = true;
         bm_fetch_start(&c->fetch);
@@ -489,9 +550,11 @@ commit_init(struct pool *pool)
     struct committer *c = &pool->commit;
 
     TAILQ_INIT(&c->waits);
+    TAILQ_INIT(&c->ready);
     TAILQ_INIT(&c->failed);
     c->step_task.run = step_run;
     c->wake_task.run = wake_run;
+    c->free_task.run = free_run;
     c->interval.fire = interval_fired;
 }
 
@@ -521,8 +584,11 @@ commit_roll_back(struct pool *pool, int result)
     c->wanted = false;
     c->cut_txn = 0;
     c->failed_result = result;
+    c->freeing = false;
+    loop_defer_cancel(pool->loop, &c->free_task);
     loop_timer_cancel(pool->loop, &c->interval);
     loop_defer_cancel(pool->loop, &c->step_task);
+    TAILQ_CONCAT(&c->failed, &c->ready, link);
     TAILQ_CONCAT(&c->failed, &c->waits, link);
     if (!TAILQ_EMPTY(&c->failed))
         commit_wake(pool);
@@ -534,6 +600,7 @@ commit_stop(struct pool *pool)
     struct committer *c = &pool->commit;
 
     loop_timer_cancel(pool->loop, &c->interval);
+    loop_defer_cancel(pool->loop, &c->free_task);
     loop_defer_cancel(pool->loop, &c->step_task);
     loop_defer_cancel(pool->loop, &c->wake_task);
 }

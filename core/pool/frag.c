@@ -142,16 +142,24 @@ later_run(struct thin_task *task)
 {
     struct pool_internals *in = container_of(task, struct pool_internals, later_task);
     struct volume_frag_list later = TAILQ_HEAD_INITIALIZER(later);
+    uint64_t began = loop_now_ns(in->pool->loop);
     struct volume_frag *frag;
 
     TAILQ_CONCAT(&later, &in->later, link);
     while ((frag = TAILQ_FIRST(&later))) {
+        if (pool_step_full(in->pool, began)) {
+            TAILQ_CONCAT(&later, &in->later, link);
+            TAILQ_CONCAT(&in->later, &later, link);
+            loop_defer(in->pool->loop, &in->later_task);
+            break;
+        }
         TAILQ_REMOVE(&later, frag, link);
         if (frag->resume)
             frag->resume(frag);
         else
             frag_run(frag);
     }
+    pool_step(in->pool, "fragments", began);
 }
 
 void

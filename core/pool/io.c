@@ -15,10 +15,18 @@ finished_run(struct thin_task *task)
 {
     struct volume *volume = container_of(task, struct volume, done_task);
     struct volume_io_list done = TAILQ_HEAD_INITIALIZER(done);
+    uint64_t began = loop_now_ns(volume->loop);
     struct volume_io *io;
 
     TAILQ_CONCAT(&done, &volume->finished, link);
     while ((io = TAILQ_FIRST(&done))) {
+        /* With one of its requests left the volume cannot be closed. */
+        if (loop_now_ns(volume->loop) - began > POOL_STEP_NS / 2) {
+            TAILQ_CONCAT(&done, &volume->finished, link);
+            TAILQ_CONCAT(&volume->finished, &done, link);
+            loop_defer(volume->loop, &volume->done_task);
+            return;
+        }
         TAILQ_REMOVE(&done, io, link);
         volume->in_flight--;
         io->done(io, io->result);
@@ -424,12 +432,17 @@ void
 io_run_starved(struct pool *pool)
 {
     struct volume_io_list starved = TAILQ_HEAD_INITIALIZER(starved);
+    uint64_t began = loop_now_ns(pool->loop);
     struct volume_io *io;
 
     if (pool->rolling_back)
         return;
     TAILQ_CONCAT(&starved, &pool->in->starved, link);
     while ((io = TAILQ_FIRST(&starved))) {
+        if (pool_step_full(pool, began)) {
+            loop_defer(pool->loop, &pool->in->starved_task);
+            break;
+        }
         if (TAILQ_EMPTY(&pool->in->free_frags) && !io->volume->fenced)
             break;
         TAILQ_REMOVE(&starved, io, link);
@@ -440,6 +453,7 @@ io_run_starved(struct pool *pool)
     /* What is left was there before those that starved again. */
     TAILQ_CONCAT(&starved, &pool->in->starved, link);
     TAILQ_CONCAT(&pool->in->starved, &starved, link);
+    pool_step(pool, "requests that waited", began);
 }
 
 static void

@@ -70,6 +70,15 @@ op_wait_commit(struct metaop *op, int code, struct thin_error *err)
     struct pool *pool = op->pool;
     uint64_t txn = commit_last_txn(pool);
 
+    if (commit_freeing(pool) && code == -THIN_E_NEED_COMMIT) {
+        /* What the last one set free is not all to be had yet. */
+        bm_fetch_fini(&op->fetch);
+        bm_fetch_init(&op->fetch, pool->bm, op_fetched);
+        op->state = OP_COMMIT;
+        op->wait_txn = 0;
+        TAILQ_INSERT_TAIL(&pool->ops_commit, op, link);
+        return;
+    }
     if (code == -THIN_E_NEED_COMMIT &&
         (op->commits_waited == METAOP_COMMITS_MAX || !txn) && op_without_pin(op))
         return;
@@ -109,6 +118,7 @@ op_run(struct metaop *op)
         }
     }
     bm_clear_missing(pool->bm);
+    bm_reset_high_water(pool->bm);
     if (!op->reads_only)
         metadata_op_begin(md, op->purse);
     r = op->run(op, &err);
@@ -118,6 +128,7 @@ op_run(struct metaop *op)
         else
             metadata_op_undo(md);
     }
+    pool_step_locks(pool, name);
     if (r == 0) {
         if (!op->reads_only)
             commit_note_change(pool);
@@ -139,10 +150,17 @@ ops_late_run(struct thin_task *task)
 {
     struct pool *pool = container_of(task, struct pool, ops_task);
     struct metaop_list late = TAILQ_HEAD_INITIALIZER(late);
+    uint64_t began = loop_now_ns(pool->loop);
     struct metaop *op;
 
     TAILQ_CONCAT(&late, &pool->ops_late, link);
     while ((op = TAILQ_FIRST(&late))) {
+        if (pool_step_full(pool, began)) {
+            TAILQ_CONCAT(&late, &pool->ops_late, link);
+            TAILQ_CONCAT(&pool->ops_late, &late, link);
+            loop_defer(pool->loop, &pool->ops_task);
+            break;
+        }
         TAILQ_REMOVE(&late, op, link);
         op->state = OP_NEW;
         if (op->epoch != pool->epoch)

@@ -54,6 +54,7 @@ pin_drop(struct pool_pin *pin, int why)
                pool->name);
     LIST_REMOVE(pin, link);
     tm_unpin_view(metadata_tm(pool->md), &pin->view);
+    commit_free(pool);
     pin->why = why;
     if (pin->reading) /* told when the read ends */
         return;
@@ -104,7 +105,8 @@ hold_too_much(struct pool *pool)
 void
 pins_after_commit(struct pool *pool)
 {
-    while (!LIST_EMPTY(&pool->pins) && hold_too_much(pool))
+    /* What it held back is let go in steps, after which this is asked again. */
+    if (!LIST_EMPTY(&pool->pins) && hold_too_much(pool))
         pins_drop_oldest(pool);
 }
 
@@ -139,6 +141,7 @@ pin_read_done(struct device_io *io, int result)
     if (!pin->why) {
         LIST_REMOVE(pin, link);
         tm_unpin_view(metadata_tm(pool->md), &pin->view);
+        commit_free(pool);
     }
     pin->done(pin->arg, NULL, result, &err);
     pin_free(pin);
@@ -201,8 +204,7 @@ pool_unpin(struct pool_pin *pin)
     if (pin->pool) {
         LIST_REMOVE(pin, link);
         tm_unpin_view(metadata_tm(pin->pool->md), &pin->view);
-        if (pin->pool->mode == POOL_OUT_OF_METADATA_SPACE)
-            space_after_commit(pin->pool); /* blocks came back */
+        commit_free(pin->pool);
     }
     pin_free(pin);
 }

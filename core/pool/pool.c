@@ -40,17 +40,6 @@ pool_wall_clock(const struct pool *pool)
     return pool->wall_clock_s + (loop_now_ns(pool->loop) - pool->opened_ns) / NS_PER_SEC;
 }
 
-void
-pool_step(struct pool *pool, const char *name, uint64_t began_ns)
-{
-    uint64_t took = loop_now_ns(pool->loop) - began_ns;
-
-    if (took <= pool->longest_step_ns)
-        return;
-    pool->longest_step_ns = took;
-    snprintf(pool->longest_step, sizeof(pool->longest_step), "%s", name ? name : "");
-}
-
 /* ---- loading metadata, at open and after a roll-back --------------------------------------- */
 
 static void load_try(struct pool *pool);
@@ -516,7 +505,8 @@ pool_is_idle(struct pool *pool)
 
     return !pool->in->frags_used && !pool->data_in_flight && !pool->nr_ops && !c->md_io &&
            !c->fetching && !c->flushing && space_idle(pool) && origins_idle(pool) &&
-           TAILQ_EMPTY(&pool->in->starved) && TAILQ_EMPTY(&c->failed);
+           TAILQ_EMPTY(&pool->in->starved) && TAILQ_EMPTY(&c->ready) &&
+           TAILQ_EMPTY(&c->failed);
 }
 
 static void
@@ -650,6 +640,7 @@ void
 pool_get_info(struct pool *pool, struct pool_info *ret_info)
 {
     struct pool_info *info = ret_info;
+    const struct pool_step_info *longest;
     struct metadata_space ms;
     struct bm_stats bs;
     const struct superblock *sb;
@@ -668,14 +659,18 @@ pool_get_info(struct pool *pool, struct pool_info *ret_info)
     info->block_size = pool->block_size;
     info->data_size = pool->nr_data_blocks * pool->block_size;
     info->commits = pool->commit.nr_commits;
-    info->longest_step_ns = pool->longest_step_ns;
-    snprintf(info->longest_step, sizeof(info->longest_step), "%s", pool->longest_step);
+    longest = pool_longest_step(pool);
+    if (longest) {
+        info->longest_step_ns = longest->longest_ns;
+        snprintf(info->longest_step, sizeof(info->longest_step), "%s", longest->name);
+    }
     info->config = pool->config;
     mapcache_stats(pool, &info->map_hits, &info->map_misses);
     bm_get_stats(pool->bm, &bs);
     info->cache_hits = bs.hits;
     info->cache_misses = bs.misses;
-    info->locks_high_water = bs.locks_high_water;
+    info->locks_high_water =
+        bs.locks_high_water > pool->steps.locks ? bs.locks_high_water : pool->steps.locks;
     if (pool->catalogue) {
         info->incarnation = catalogue_incarnation(pool);
         catalogue_count(pool, &info->nr_volumes, &info->virtual_bytes);

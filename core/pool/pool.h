@@ -169,6 +169,24 @@ struct pool_info {
     struct pool_config config;
 };
 void pool_get_info(struct pool *pool, struct pool_info *ret_info);
+
+/*
+ * Steps on the home loop by name, since the pool was opened: how often, how long, and how
+ * many metadata blocks were locked at once. No step should take longer than POOL_STEP_NS;
+ * a step that is part of another one is counted in both. Gives the number of entries.
+ */
+#define POOL_STEP_NS      (200 * 1000ull)
+#define POOL_STEPS_MAX    40u /* names; the last one is for all the rest */
+#define POOL_STEP_BUCKETS 8u
+extern const uint64_t pool_step_bounds_ns[POOL_STEP_BUCKETS]; /* each included */
+struct pool_step_info {
+    char name[40];
+    uint64_t count, longest_ns;
+    uint64_t buckets[POOL_STEP_BUCKETS];
+    uint32_t locks;
+};
+unsigned pool_get_steps(const struct pool *pool, struct pool_step_info *ret_steps,
+                        unsigned max);
 void pool_set_config(struct pool *pool, const struct pool_config *config);
 
 /* Cheap, for every reply: what is changed now belongs to `change`; all changes up to

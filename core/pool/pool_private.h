@@ -109,6 +109,10 @@ void commit_note_change(struct pool *pool);
 uint64_t commit_last_txn(const struct pool *pool);
 /* The transaction is to be committed soon; nobody is told. */
 void commit_want(struct pool *pool, uint64_t txn);
+/* Blocks that a commit (or a view that went) set free are let go, a bounded number in
+   each turn; commit_freeing: more is to come, so who waits for room waits on. */
+void commit_free(struct pool *pool);
+bool commit_freeing(const struct pool *pool);
 void commit_init(struct pool *pool);
 /* Metadata stands in memory (opened, or loaded again): numbers begin there. */
 void commit_begin_epoch(struct pool *pool);
@@ -135,19 +139,22 @@ enum commit_state {
 
 struct committer {
     enum commit_state state;
-    bool wanted;         /* a commit is to begin, or another one when this one ends */
-    bool fetching;       /* the merge waits for a block */
-    bool suspected;      /* it met damage once, and looks again */
-    bool blocks_written; /* of COMMIT_WRITING's two halves */
-    uint64_t epoch;      /* that the running commit belongs to */
-    uint64_t cut_txn;    /* the one being written; 0: none */
-    uint64_t cut_seq;    /* data writes that it stands on */
+    bool wanted;          /* a commit is to begin, or another one when this one ends */
+    bool fetching;        /* the merge waits for a block */
+    unsigned cut_put_off; /* turns so far */
+    bool suspected;       /* it met damage once, and looks again */
+    bool blocks_written;  /* of COMMIT_WRITING's two halves */
+    uint64_t epoch;       /* that the running commit belongs to */
+    uint64_t cut_txn;     /* the one being written; 0: none */
+    uint64_t cut_seq;     /* data writes that it stands on */
     uint64_t durable_txn;
     void *superblock;
     struct bm_fetch fetch;
-    struct commit_wait_list waits, failed;
+    struct commit_wait_list waits, ready, failed; /* ready, failed: to be told */
     int failed_result;
     struct thin_task step_task, wake_task;
+    struct thin_task free_task;
+    bool freeing;
     struct thin_timer interval;
     uint64_t nr_commits;
     unsigned md_io; /* callbacks of the block manager to come */
@@ -298,13 +305,23 @@ int space_find(struct pool *pool, uint64_t wanted, dblock_t *ret_begin, uint64_t
 void space_resume(struct pool *pool);
 /* After the data space map or the device grew: takes over the new number of blocks. */
 void space_grown(struct pool *pool);
+/* How many data blocks freed for good can be noted now; 0: pass-downs must end first. */
+uint64_t space_room_for_freed(struct pool *pool);
+void space_pass_down(struct pool *pool); /* those that were noted begin */
 
 /* ---- the pool ------------------------------------------------------------------------------- */
 
-#define POOL_FRAGS_MAX  1024u           /* fragments at work in one pool */
-#define POOL_COPIES_MAX 16u             /* blocks being copied at once */
-#define POOL_COPY_PIECE (1u << 20)      /* bytes of one copy buffer */
-#define POOL_STEP_NS    (200 * 1000ull) /* what one step on the home loop may take */
+#define POOL_FRAGS_MAX  1024u      /* fragments at work in one pool */
+#define POOL_COPIES_MAX 16u        /* blocks being copied at once */
+#define POOL_COPY_PIECE (1u << 20) /* bytes of one copy buffer */
+
+/* Of steps.c. */
+struct pool_steps {
+    struct pool_step_info entries[POOL_STEPS_MAX];
+    const char *names[POOL_STEPS_MAX];
+    unsigned nr;
+    uint32_t locks;
+};
 
 struct pool {
     struct thin_loop *loop;
@@ -363,8 +380,7 @@ struct pool {
 
     uint64_t data_in_flight; /* requests at the data device, see pool_data_begin */
 
-    uint64_t longest_step_ns;
-    char longest_step[64];
+    struct pool_steps steps;
     struct pool_end *end;      /* of a close or a roll-back that is under way (pool.c) */
     struct pool_internals *in; /* the data path's own (io_private.h) */
 };
@@ -373,6 +389,15 @@ struct pool {
 uint64_t pool_wall_clock(const struct pool *pool);
 /* A step that began at `began_ns` (loop time) has ended. */
 void pool_step(struct pool *pool, const char *name, uint64_t began_ns);
+/* What is left of this step's work is for the next turn. */
+static inline bool
+pool_step_full(const struct pool *pool, uint64_t began_ns)
+{
+    return loop_now_ns(pool->loop) - began_ns > POOL_STEP_NS / 2;
+}
+/* The block locks held at once since the last call were held by this kind of step. */
+void pool_step_locks(struct pool *pool, const char *name);
+const struct pool_step_info *pool_longest_step(const struct pool *pool); /* may be NULL */
 void pool_tell(struct pool *pool, const char *event, const char *words);
 
 /* mode.c: 0, or why the pool may not change anything now (READ_ONLY, FAILED, SHUTDOWN). */
@@ -402,7 +427,7 @@ void counts_destroy(struct pool *pool);
 void pins_drop_all(struct pool *pool, int why);
 /* The oldest, for want of the blocks that it holds back; false: there is none. */
 bool pins_drop_oldest(struct pool *pool);
-/* Drops as many as hold back too much. */
+/* All that was free is free: the oldest goes if they hold back too much. */
 void pins_after_commit(struct pool *pool);
 
 /* rollback.c */

@@ -165,6 +165,8 @@ held_release(struct pool *pool, struct held_run *run)
     TAILQ_INSERT_HEAD(&sp->free_runs, run, link);
     sp->freed_some = true;
     loop_defer(pool->loop, &sp->wake_task);
+    if (commit_freeing(pool))
+        commit_free(pool); /* it may have waited for room here */
 }
 
 static bool
@@ -222,6 +224,24 @@ passdown_kick(struct pool *pool)
         pool_data_begin(pool);
         device_submit(pool->data, &pd->dio);
     }
+}
+
+void
+space_pass_down(struct pool *pool)
+{
+    passdown_kick(pool);
+}
+
+uint64_t
+space_room_for_freed(struct pool *pool)
+{
+    struct space *sp = pool->space;
+    uint64_t each = max_u64(1, DEVICE_IO_MAX / pool->block_size);
+
+    if (!passdown_wanted(pool))
+        return UINT64_MAX;
+    /* One run is kept for the part that a run may be cut into. */
+    return sp->held.nr + 1 >= HELD_MAX ? 0 : (HELD_MAX - 1 - sp->held.nr) * each;
 }
 
 void

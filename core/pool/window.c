@@ -276,7 +276,7 @@ find_nothing(struct space_window *w)
     struct metadata_space ms;
     struct volume_frag *frag;
     struct space_window *other;
-    bool busy = space_has_held(pool);
+    bool busy = space_has_held(pool) || commit_freeing(pool);
     uint64_t txn = commit_last_txn(pool);
 
     metadata_data_space(pool->md, &ms);

@@ -403,6 +403,22 @@ work_begin(void)
     step_loop_reset(loop);
 }
 
+/* Which, of those that took long: since the pool was opened. */
+static void
+tell_steps(const struct step_loop_stats *steps)
+{
+    struct pool_step_info infos[POOL_STEPS_MAX];
+    unsigned nr = pool ? pool_get_steps(pool, infos, POOL_STEPS_MAX) : 0;
+
+    printf("    callback %p (main %p)\n", steps->longest_fn,
+           (const void *)(uintptr_t)work_begin);
+    for (unsigned i = 0; i < nr; i++)
+        if (infos[i].longest_ns > STEP_LIMIT_NS)
+            printf("    %-32s %8" PRIu64 " times, longest %6" PRIu64 " us, %u locks\n",
+                   infos[i].name, infos[i].count, infos[i].longest_ns / 1000,
+                   infos[i].locks);
+}
+
 static void
 work_end(const char *what, uint64_t nr)
 {
@@ -414,9 +430,8 @@ work_end(const char *what, uint64_t nr)
            " over %u\n",
            what, took, (double)nr / took, (double)steps.longest_ns / 1e3, steps.nr_long,
            steps.nr_steps, STEP_LIMIT_NS / 1000);
-    if (getenv("BENCH_STEPS") && steps.nr_long)
-        printf("    %p (main %p)\n", steps.longest_fn,
-               (const void *)(uintptr_t)work_begin);
+    if (getenv("BENCH_STEPS"))
+        tell_steps(&steps);
     fflush(stdout);
 }
 

@@ -131,8 +131,10 @@ START_TEST(pinned_view_keeps_what_is_freed_after_it)
     tm_pin_view(rig->tm, &late);
     ck_assert(bitset_test(&rig->tm->pending, b));
     tm_unpin_view(rig->tm, &late);
+    ck_assert(!tm_free_some(rig->tm, UINT32_MAX));
     ck_assert(bitset_test(&rig->tm->pending, b));
     tm_unpin_view(rig->tm, &early);
+    ck_assert(!tm_free_some(rig->tm, UINT32_MAX));
     ck_assert(!bitset_test(&rig->tm->pending, b));
     tm_get_stats(rig->tm, &stats);
     ck_assert_uint_eq(stats.nr_pending, 0);
