@@ -10,11 +10,13 @@
 #include "core/offline/source.h"
 
 struct metaview {
-    int fd;
+    int fd;                /* -1: none, or an export: */
+    struct device *export; /* on `loop`, which runs while we wait; else NULL */
+    struct thin_loop *loop;
     const void *superblock; /* the pin's, 4096 bytes; borrowed */
 };
 
-/* -THIN_E_LOST: another device has come to the path since the pool was opened. The words
+/* `path` may be the URI of an NBD export. -THIN_E_LOST: another device has come to the path since the pool was opened. The words
    may be read by a peer, so the path is only logged, with `pool`. */
 int metaview_open(struct metaview *view, const char *path, const char *pool,
                   const void *superblock, struct meta_source **ret_src,

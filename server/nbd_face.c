@@ -289,7 +289,7 @@ answer_question(struct nbd_client *c, struct nbd_conn *conn,
                 const struct nbd_context_wish *wish, const char *pool_name)
 {
     const struct server_pool *sp = pools_find(c->server->pools, pool_name);
-    const char *ids[STACK_POOLS_MAX];
+    const char *ids[STACK_IDS_MAX];
     unsigned nr;
 
     if (!wish->list || wish->nr_queries != 1 ||

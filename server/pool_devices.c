@@ -288,18 +288,60 @@ data_open(void *arg, struct device *dev, int result, const struct thin_error *er
     }
 }
 
+static void
+work_identify(struct blocking_job *job)
+{
+    struct pool_devices *d = container_of(job, struct pool_devices, job);
+
+    probe_uuid(d->metadata_path, d->uuid);
+}
+
+static void
+identified(struct blocking_job *job)
+{
+    struct pool_devices *d = container_of(job, struct pool_devices, job);
+    int r;
+
+    d->identified = true;
+    r = stack_set_uuid(d->sp, d->uuid, &d->err);
+    if (r < 0)
+        fail(d, r);
+    else
+        next_export(d);
+}
+
+/* The metadata are an export, and their head has been read. */
+static int
+identify_head(struct pool_devices *d)
+{
+    d->identified = true;
+    if (d->metadata_head_len < METADATA_BLOCK_SIZE)
+        return 0;
+    probe_uuid_in(d->metadata_head, d->uuid);
+    return stack_set_uuid(d->sp, d->uuid, &d->err);
+}
+
 /* One step; when none is left, the helper goes on. */
 static void
 next_export(struct pool_devices *d)
 {
+    bool uri = backing_is_uri(d->metadata_path);
     int r = 0;
 
-    if (!d->metadata && backing_is_uri(d->metadata_path))
+    if (!d->make && !d->identified && d->metadata_head)
+        r = identify_head(d);
+    if (r < 0) {
+        fail(d, r);
+        return;
+    }
+    if (!d->make && !d->identified && !uri)
+        on_helper(d, work_identify, identified);
+    else if (!d->metadata && uri)
         r = stack_open(d->sp, d->metadata_path, false, metadata_open, d, &d->err);
+    else if (d->metadata && !d->metadata_head)
+        read_head(d, d->metadata, &d->metadata_head, &d->metadata_head_len);
     else if (!d->data && backing_is_uri(d->data_path))
         r = stack_open(d->sp, d->data_path, false, data_open, d, &d->err);
-    else if (d->make && d->metadata && !d->metadata_head)
-        read_head(d, d->metadata, &d->metadata_head, &d->metadata_head_len);
     else if (d->make && d->data && !d->data_head)
         read_head(d, d->data, &d->data_head, &d->data_head_len);
     else

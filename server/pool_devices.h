@@ -2,8 +2,8 @@
  * The two devices of a pool on the way to an open pool: looked at, made if they are to
  * be, and opened. Files and block devices on the helper thread, NBD exports on the loop:
  *
- *   exports opened ─► their heads read (create) ─► helper: files looked at, made, opened;
- *   signatures ─► done
+ *   the metadata's UUID (not create) ─► exports opened ─► their heads read (create) ─►
+ *   helper: files looked at, made, opened; signatures ─► done
  */
 #ifndef THIN_SERVER_POOL_DEVICES_H
 #define THIN_SERVER_POOL_DEVICES_H
@@ -33,6 +33,8 @@ struct pool_devices {
     bool direct;
     void *data_head, *metadata_head; /* first bytes of exports */
     size_t data_head_len, metadata_head_len;
+    bool identified; /* the UUID in the metadata was looked for */
+    uint8_t uuid[16];
 };
 
 /* The first part is filled, the rest zero. `done` on a turn of its own. */

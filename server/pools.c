@@ -331,6 +331,8 @@ static void
 pool_opened(void *arg, struct pool *pool, int result, const struct thin_error *err)
 {
     struct pool_job *j = arg;
+    struct thin_error stack_err;
+    struct pool_info info;
 
     if (result < 0) {
         if (err)
@@ -339,6 +341,10 @@ pool_opened(void *arg, struct pool *pool, int result, const struct thin_error *e
         return;
     }
     j->sp->pool = pool;
+    pool_get_info(pool, &info);
+    if (stack_set_uuid(j->sp, info.uuid, &stack_err) < 0)
+        log_error("%s pool=%s", stack_err.text,
+                  j->sp->name); /* it was looked for before */
     j->sp->want_open = true;
     j->sp->retry_ms = 0;
     if (j->kind == JOB_NEW) {

@@ -43,9 +43,9 @@ struct server_pool {
     struct pool_config config;
     struct server_pool_volume *volumes;
     uint32_t nr_volumes;
-    struct backup *backup;         /* NULL: none, or not open */
-    struct thin_error why;         /* why it is not open */
-    char stack_id[STACK_ID_BYTES]; /* see stack.h */
+    struct backup *backup; /* NULL: none, or not open */
+    struct thin_error why; /* why it is not open */
+    char stack_id[STACK_ID_BYTES], stack_uuid[STACK_ID_BYTES]; /* see stack.h */
     LIST_HEAD(, stack_leg) legs;
     /* Those of its devices that are exports, while it is open; else NULL. */
     const struct device *data_export, *metadata_export;

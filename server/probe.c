@@ -18,6 +18,7 @@
 #include "core/offline/source.h"
 #include "core/ondisk/owner_mark.h"
 #include "core/ondisk/superblock.h"
+#include "core/ondisk/trailer.h"
 
 #define FILE_MODE 0600
 
@@ -142,6 +143,32 @@ probe_signatures_in(const char *name, const void *head, size_t len, uint64_t siz
         return thin_fail_code(err, put < 0 ? -errno : -EIO, "look for signatures on %s",
                               name);
     return judge_signatures(name, fd, err);
+}
+
+void
+probe_uuid_in(const void *block, uint8_t ret_uuid[16])
+{
+    struct catalogue_trailer trailer;
+    bool found = false;
+
+    memset(ret_uuid, 0, 16);
+    if (superblock_is_thin(block) &&
+        catalogue_trailer_decode((const uint8_t *)block + SUPERBLOCK_TRAILER_OFFSET,
+                                 &trailer, &found, NULL) == 0 &&
+        found)
+        memcpy(ret_uuid, trailer.uuid, 16);
+}
+
+void
+probe_uuid(const char *path, uint8_t ret_uuid[16])
+{
+    uint8_t block[METADATA_BLOCK_SIZE] = {0};
+    AUTO_FD int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    ssize_t got = fd >= 0 ? pread(fd, block, sizeof(block), 0) : -1;
+
+    memset(ret_uuid, 0, 16);
+    if (got == (ssize_t)sizeof(block))
+        probe_uuid_in(block, ret_uuid);
 }
 
 static int

@@ -35,6 +35,10 @@ int probe_signatures(const char *path, struct thin_error *err);
 int probe_signatures_in(const char *name, const void *head, size_t len, uint64_t size,
                         struct thin_error *err);
 
+/* The UUID in the pool's superblock; all zeros: none, or it cannot be read. */
+void probe_uuid(const char *path, uint8_t ret_uuid[16]);
+void probe_uuid_in(const void *block, uint8_t ret_uuid[16]);
+
 /*
  * Makes a raw file of exactly `size` bytes, durable with its folder; `in_full`: every
  * byte gets its place. -EEXIST, -ENOSPC, ...; on failure there is no file.

@@ -12,6 +12,8 @@
 
 #define ORIGIN_ANSWER_MS 10000u /* only the blocks that need it wait for an origin */
 
+#define ID_RAW_BYTES 16u
+
 #define QUESTION_RW STACK_CONTEXT "rw:"
 #define QUESTION_RO STACK_CONTEXT "ro:"
 
@@ -19,7 +21,7 @@
 struct stack_leg {
     struct server_pool *sp;
     unsigned nr;
-    char ids[STACK_POOLS_MAX][STACK_ID_BYTES];
+    char ids[STACK_IDS_MAX][STACK_ID_BYTES];
     LIST_ENTRY(stack_leg) link;
 };
 
@@ -31,10 +33,17 @@ is_id(const char *text, size_t len)
     return len == STACK_ID_BYTES - 1 && strspn(text, "0123456789abcdef") >= len;
 }
 
+static void
+print_id(const uint8_t bytes[ID_RAW_BYTES], char ret_id[STACK_ID_BYTES])
+{
+    for (unsigned i = 0; i < ID_RAW_BYTES; i++)
+        snprintf(ret_id + 2 * (size_t)i, 3, "%02x", bytes[i]);
+}
+
 int
 stack_make_id(char id[STACK_ID_BYTES], struct thin_error *err)
 {
-    uint8_t bytes[16];
+    uint8_t bytes[ID_RAW_BYTES];
     int r;
 
     if (is_id(id, strlen(id)))
@@ -42,8 +51,7 @@ stack_make_id(char id[STACK_ID_BYTES], struct thin_error *err)
     r = random_secret(bytes, sizeof(bytes));
     if (r < 0)
         return thin_fail_code(err, r, "make an id");
-    for (unsigned i = 0; i < sizeof(bytes); i++)
-        snprintf(id + 2 * (size_t)i, 3, "%02x", bytes[i]);
+    print_id(bytes, id);
     return 0;
 }
 
@@ -73,7 +81,7 @@ stack_parse_question(const char *text, size_t len, char ret_id[STACK_ID_BYTES],
 
 struct id_list {
     unsigned nr;
-    const char *ids[STACK_POOLS_MAX];
+    const char *ids[STACK_IDS_MAX];
 };
 
 static bool
@@ -91,7 +99,7 @@ add_id(struct id_list *list, const char *id)
 {
     if (has_id(list, id))
         return true;
-    if (list->nr == STACK_POOLS_MAX)
+    if (list->nr == STACK_IDS_MAX)
         return false;
     list->ids[list->nr++] = id;
     return true;
@@ -104,6 +112,8 @@ collect(const struct server_pool *sp, struct id_list *list)
 
     list->nr = 0;
     add_id(list, sp->stack_id);
+    if (sp->stack_uuid[0])
+        add_id(list, sp->stack_uuid);
     /* There is room: each leg was judged together with those before it. */
     LIST_FOREACH(leg, &sp->legs, link)
         for (unsigned i = 0; i < leg->nr; i++)
@@ -111,7 +121,7 @@ collect(const struct server_pool *sp, struct id_list *list)
 }
 
 unsigned
-stack_list(const struct server_pool *sp, const char *ret_ids[STACK_POOLS_MAX])
+stack_list(const struct server_pool *sp, const char *ret_ids[STACK_IDS_MAX])
 {
     struct id_list list;
 
@@ -140,6 +150,36 @@ stack_stands_on(const struct server_pool *sp, const struct server_pool *lower)
 
 /* ---- legs ---------------------------------------------------------------------------------- */
 
+static int
+stands_on_itself(const struct server_pool *sp, struct thin_error *err)
+{
+    return thin_fail(err, -THIN_E_INVALID,
+                     "it stands on pool %s itself, which would wait for itself",
+                     sp->name);
+}
+
+int
+stack_set_uuid(struct server_pool *sp, const uint8_t uuid[ID_RAW_BYTES],
+               struct thin_error *err)
+{
+    static const uint8_t none[ID_RAW_BYTES];
+    const struct stack_leg *leg;
+    char id[STACK_ID_BYTES];
+
+    if (memcmp(uuid, none, sizeof(none)) == 0)
+        return 0;
+    print_id(uuid, id);
+    if (strcmp(sp->stack_uuid, id) == 0)
+        return 0;
+    LIST_FOREACH(leg, &sp->legs, link)
+        for (unsigned i = 0; i < leg->nr; i++)
+            if (strcmp(leg->ids[i], id) == 0)
+                return stands_on_itself(sp, err);
+    memcpy(sp->stack_uuid, id, sizeof(id));
+    nbd_face_drop_askers(sp->name);
+    return 0;
+}
+
 /* What the server behind the export said. */
 static int
 answered(void *arg, const char *const *names, unsigned nr, struct thin_error *err)
@@ -156,17 +196,15 @@ answered(void *arg, const char *const *names, unsigned nr, struct thin_error *er
         if (strncmp(names[i], STACK_CONTEXT, strlen(STACK_CONTEXT)) != 0 ||
             !is_id(id, strlen(id)))
             continue; /* what a server lists that knows other words */
-        if (strcmp(id, sp->stack_id) == 0)
-            return thin_fail(err, -THIN_E_INVALID,
-                             "it stands on pool %s itself, which would wait for itself",
-                             sp->name);
+        if (strcmp(id, sp->stack_id) == 0 || strcmp(id, sp->stack_uuid) == 0)
+            return stands_on_itself(sp, err);
         if (!add_id(&after, id))
             return thin_fail(err, -THIN_E_LIMIT,
                              "more than %u pools would stand on one another",
                              STACK_POOLS_MAX);
     }
     leg->nr = 0;
-    for (unsigned i = 0; i < nr && leg->nr < STACK_POOLS_MAX; i++) {
+    for (unsigned i = 0; i < nr && leg->nr < STACK_IDS_MAX; i++) {
         const char *id = names[i] + strlen(STACK_CONTEXT);
 
         if (strncmp(names[i], STACK_CONTEXT, strlen(STACK_CONTEXT)) == 0 &&

@@ -3,9 +3,10 @@
  *
  * A pool *stands on* another one if its data, its metadata or an external origin of its
  * volumes is a volume of the other, over NBD, in this process or in any other; and on all
- * that the other stands on. Each pool has an id for this (server_pool.stack_id). Before an
- * export is opened the server behind it is asked for the ids that it stands on, by a
- * list of meta contexts:
+ * that the other stands on. Each pool has an id for this (server_pool.stack_id), and a
+ * second one is the UUID that its metadata bear, for a pool that is known anew by another
+ * name. Before an export is opened the server behind it is asked for the ids that it
+ * stands on, by a list of meta contexts:
  *
  *     LIST_META_CONTEXT "thin:stack:rw:OURS" (or ro:)  ->  "thin:stack:ID" for each
  *
@@ -31,7 +32,8 @@
 #include "server/server.h"
 
 #define STACK_ID_BYTES  33u /* 32 hexadecimal digits, and NUL */
-#define STACK_POOLS_MAX 32u /* that one pool stands on, itself included */
+#define STACK_POOLS_MAX 16u /* that one pool stands on, itself included */
+#define STACK_IDS_MAX   (2 * STACK_POOLS_MAX)
 #define STACK_CONTEXT   "thin:stack:"
 
 struct server_pool;
@@ -39,6 +41,12 @@ struct stack_leg;
 
 /* A new id, if `id` is empty. */
 int stack_make_id(char id[STACK_ID_BYTES], struct thin_error *err);
+/*
+ * What the pool's metadata bear, once that is known; all zeros: nothing.
+ * -THIN_E_INVALID: it stands on a pool that bears the same.
+ */
+int stack_set_uuid(struct server_pool *sp, const uint8_t uuid[16],
+                   struct thin_error *err);
 
 /*
  * Opens the export for the pool; as device_nbd_open, whose rules for `opened` hold. To
@@ -49,8 +57,8 @@ int stack_open(struct server_pool *sp, const char *uri, bool read_only,
                device_nbd_opened_fn *opened, void *arg, struct thin_error *err);
 
 /* The ids that `sp` stands on, its own first. Returns how many. */
-unsigned stack_list(const struct server_pool *sp, const char *ret_ids[STACK_POOLS_MAX]);
-/* How many pools are below it. */
+unsigned stack_list(const struct server_pool *sp, const char *ret_ids[STACK_IDS_MAX]);
+/* How many ids there are beside its first. */
 unsigned stack_height(const struct server_pool *sp);
 bool stack_stands_on(const struct server_pool *sp, const struct server_pool *lower);
 

@@ -295,7 +295,8 @@ cli_split_path_size(const char *text, char **ret_path, uint64_t *ret_size)
     uint64_t size = 0;
     char *path;
 
-    if (colon && size_parse(colon + 1, &size, NULL) == 0)
+    /* What looks like one in a URI is a port. */
+    if (colon && !strstr(text, "://") && size_parse(colon + 1, &size, NULL) == 0)
         len = (size_t)(colon - text);
     if (len == 0)
         return -THIN_E_INVALID;

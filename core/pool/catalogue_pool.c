@@ -212,6 +212,12 @@ catalogue_incarnation(const struct pool *pool)
     return pool->catalogue ? pool->catalogue->incarnation : 0;
 }
 
+void
+catalogue_uuid(const struct pool *pool, uint8_t ret_uuid[16])
+{
+    memcpy(ret_uuid, pool->catalogue->trailer.uuid, 16);
+}
+
 uint64_t
 catalogue_change_base(const struct pool *pool)
 {

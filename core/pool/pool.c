@@ -673,6 +673,7 @@ pool_get_info(struct pool *pool, struct pool_info *ret_info)
         bs.locks_high_water > pool->steps.locks ? bs.locks_high_water : pool->steps.locks;
     if (pool->catalogue) {
         info->incarnation = catalogue_incarnation(pool);
+        catalogue_uuid(pool, info->uuid);
         catalogue_count(pool, &info->nr_volumes, &info->virtual_bytes);
     }
     if (!pool->metadata_ready)

@@ -146,6 +146,7 @@ void pool_close(struct pool *pool, bool force, struct pool_done done);
 
 struct pool_info {
     char name[THIN_NAME_MAX + 1];
+    uint8_t uuid[16]; /* of the catalogue; all zeros: there is none */
     enum pool_mode mode;
     bool needs_check;
     char why[THIN_ERROR_TEXT_MAX];         /* of a degraded mode, or damage; else empty */

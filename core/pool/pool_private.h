@@ -467,6 +467,7 @@ struct catalogue_volume {
 /* False: no such volume, or it is being deleted. */
 bool catalogue_find(struct pool *pool, const char *name, struct catalogue_volume *ret);
 uint64_t catalogue_incarnation(const struct pool *pool);
+void catalogue_uuid(const struct pool *pool, uint8_t ret_uuid[16]); /* it has one */
 /* Added to the numbers of transactions they rise over all openings of the pool. */
 uint64_t catalogue_change_base(const struct pool *pool);
 /*

@@ -197,6 +197,7 @@ START_TEST(only_a_size_behind_the_last_colon_is_one)
     check_split("/a:1024", "/a", 1024);
     check_split("/a:-512", "/a:-512", 0);
     check_split("nbd://host:10809/x", "nbd://host:10809/x", 0);
+    check_split("nbd://host:10240", "nbd://host:10240", 0);
     check_split("pci-0000:00:1f.2", "pci-0000:00:1f.2", 0);
     ck_assert_int_eq(cli_split_path_size(":1M", &path, &size), -THIN_E_INVALID);
     ck_assert_int_eq(cli_split_path_size("", &path, &size), -THIN_E_INVALID);
