@@ -32,6 +32,7 @@ struct live_device {
        subtrees that have lost their way from it (owned by the plan). */
     unsigned origin, rank;
     mblock_t lost_root;
+    mblock_t fullest; /* of the roots that were found */
     struct leaf_ref *extra;
     size_t nr_extra;
 };

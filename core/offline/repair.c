@@ -350,6 +350,8 @@ search_all(struct repair_plan *plan, bool top_whole, bool details_whole,
         if (r >= 0)
             r = survey(plan, err);
     }
+    if (r >= 0 && repair_take_fuller(plan))
+        r = survey(plan, err);
     return r;
 }
 
@@ -362,7 +364,7 @@ name_origins(struct repair_plan *plan)
 
         plan->devices[i].origin =
             dev->root == 0 ? REPAIR_NOTHING : (enum repair_origin)dev->origin;
-        if (dev->nr_extra && plan->devices[i].origin == REPAIR_OWN)
+        if (dev->nr_extra && plan->devices[i].origin != REPAIR_OLDER)
             plan->devices[i].origin = REPAIR_FOUND;
     }
 }

@@ -10,7 +10,8 @@
  *   4 what the metadata space map says is in use, though the way to it is lost: leaves
  *     of details and of the top level, roots that fit a device's number of mappings,
  *     subtrees that fit the gap of one damaged node;
- *   5 older versions of lost roots, whose blocks have not been used again.
+ *   5 older versions of lost roots, whose blocks have not been used again; also where
+ *     a root that was found has lost so much below it that an older one holds more.
  * Mappings that no pool can have (beyond the data device, of the future) are left out.
  */
 #ifndef THIN_CORE_OFFLINE_REPAIR_H
@@ -74,6 +75,10 @@ int repair_search(struct repair_plan *plan, bool top_whole, bool details_whole,
                   struct thin_error *err);
 /* Finds subtrees for the gaps that the survey has found. */
 int repair_fill_gaps(struct repair_plan *plan, struct thin_error *err);
+
+/* A root that was found in use may have lost so much that an older version holds more:
+   then that one is taken. True if there is one. */
+bool repair_take_fuller(struct repair_plan *plan);
 
 /* Adds a device, or returns the one there is; NULL when there is no memory. The list
    need not be sorted meanwhile. */

@@ -129,6 +129,8 @@ weigh_leaf(struct repair_plan *plan, mblock_t leaf, const uint8_t *data,
             return -ENOMEM;
         if (dev->root && dev->origin == REPAIR_OWN)
             continue;
+        if (!dev->fullest || scan_total(scan, root) > scan_total(scan, dev->fullest))
+            dev->fullest = root;
         rank = root_rank(plan, dev, leaf, root);
         /* An empty older version saves nothing, and would hide that all is lost. */
         if (!rank && !scan_total(scan, root))
@@ -262,20 +264,28 @@ fits_gap(const struct scan_block *s, const struct affected *gap)
     return s->nr && s->first >= gap->begin && s->last <= gap->last;
 }
 
+/* What tells the gaps of one damaged block from others: its number, or the device whose
+   root is lost together with its number. */
+static uint64_t
+gap_key(const struct affected *gap)
+{
+    return gap->block ? gap->block : 1ull << 63 | gap->dev_id;
+}
+
 /* The one damaged block whose gaps an orphan fits; 0 if none, or more than one. */
-static mblock_t
+static uint64_t
 only_gap(const struct repair_plan *plan, const struct scan_block *s)
 {
-    mblock_t only = 0;
+    uint64_t only = 0;
 
     for (size_t i = 0; i < plan->lost.nr_affected; i++) {
         const struct affected *gap = &plan->lost.affected[i];
 
         if (!fits_gap(s, gap))
             continue;
-        if (only && only != gap->block)
+        if (only && only != gap_key(gap))
             return 0;
-        only = gap->block;
+        only = gap_key(gap);
     }
     return only;
 }
@@ -332,7 +342,7 @@ repair_fill_gaps(struct repair_plan *plan, struct thin_error *err)
     for (mblock_t b = 1; b < scan->nr_blocks; b++) {
         const struct scan_block *s = &scan->blocks[b];
         struct leaf_ref ref = {b, s->first, s->last};
-        mblock_t damaged;
+        uint64_t damaged;
 
         if (!is_orphan(scan, b))
             continue;
@@ -341,7 +351,7 @@ repair_fill_gaps(struct repair_plan *plan, struct thin_error *err)
             const struct affected *gap = &plan->lost.affected[i];
             const struct live_device *dev = live_find(&plan->pool, gap->dev_id);
 
-            if (gap->block != damaged || !fits_gap(s, gap) || !dev)
+            if (gap_key(gap) != damaged || !fits_gap(s, gap) || !dev)
                 continue;
             if (add_extra(&plan->pool.devices[dev - plan->pool.devices], &ref) < 0)
                 return thin_fail_code(err, -ENOMEM, "repair");
@@ -350,4 +360,25 @@ repair_fill_gaps(struct repair_plan *plan, struct thin_error *err)
     for (size_t i = 0; i < plan->pool.nr_devices; i++)
         drop_overlaps(&plan->pool.devices[i]);
     return 0;
+}
+
+/* ---- older, and fuller -------------------------------------------------------------------------- */
+
+bool
+repair_take_fuller(struct repair_plan *plan)
+{
+    bool any = false;
+
+    for (size_t i = 0; i < plan->pool.nr_devices; i++) {
+        struct live_device *dev = &plan->pool.devices[i];
+
+        if (dev->origin == REPAIR_OWN || !dev->fullest || dev->fullest == dev->root ||
+            scan_total(&plan->scan, dev->fullest) <= plan->devices[i].recovered)
+            continue;
+        dev->root = dev->fullest;
+        dev->origin = REPAIR_OLDER;
+        dev->nr_extra = 0;
+        any = true;
+    }
+    return any;
 }

@@ -162,12 +162,18 @@ read_pointers(struct scan *scan)
 
 /* ---- what is in use -------------------------------------------------------------------- */
 
-/* Sets SCAN_LIVE by one index block; *ret_good if all of its bitmaps could be read. */
+/*
+ * Sets SCAN_LIVE by one index block; *ret_good if that names itself, and one of its
+ * bitmaps at least could be read. Where a bitmap is lost every block may be in use: it
+ * counts as such with `unknown_live`.
+ */
 static int
-read_counts(struct scan *scan, mblock_t index_block, bool *ret_good)
+read_counts(struct scan *scan, mblock_t index_block, bool unknown_live, bool *ret_good)
 {
     AUTO_FREE uint8_t *index = malloc(METADATA_BLOCK_SIZE);
     AUTO_FREE uint8_t *bitmap = malloc(METADATA_BLOCK_SIZE);
+    bool known = false, own_known = false;
+    unsigned nr_known = 0;
 
     *ret_good = false;
     if (!index || !bitmap)
@@ -189,14 +195,17 @@ read_counts(struct scan *scan, mblock_t index_block, bool *ret_good)
             /* The device may be larger than the map: the rest was never used. */
             if (e.blocknr == 0 && k > 0)
                 break;
-            if (source_read(scan->src, e.blocknr, bitmap, NULL) < 0 ||
-                block_check(BLOCK_BITMAP, bitmap, e.blocknr, NULL) < 0)
-                return 0;
+            known = source_read(scan->src, e.blocknr, bitmap, NULL) == 0 &&
+                    block_check(BLOCK_BITMAP, bitmap, e.blocknr, NULL) == 0;
+            nr_known += known;
         }
-        if (bitmap_get(bitmap, (uint32_t)(b % BITMAP_ENTRIES)))
+        if (known ? bitmap_get(bitmap, (uint32_t)(b % BITMAP_ENTRIES)) != 0
+                  : unknown_live)
             scan->blocks[b].flags |= SCAN_LIVE;
+        if (b == index_block)
+            own_known = known;
     }
-    *ret_good = scan->blocks[index_block].flags & SCAN_LIVE;
+    *ret_good = nr_known && (!own_known || (scan->blocks[index_block].flags & SCAN_LIVE));
     return 0;
 }
 
@@ -258,7 +267,7 @@ choose_counts(struct scan *scan, mblock_t named)
 {
     struct index_score best = {0};
     mblock_t chosen = 0;
-    int r = read_counts(scan, named, &scan->counts_known);
+    int r = read_counts(scan, named, true, &scan->counts_known);
 
     if (r < 0 || scan->counts_known)
         return r;
@@ -266,7 +275,7 @@ choose_counts(struct scan *scan, mblock_t named)
         struct index_score score = {0};
         bool good;
 
-        r = read_counts(scan, scan->indexes[i], &good);
+        r = read_counts(scan, scan->indexes[i], false, &good);
         if (r >= 0 && good)
             r = score_index(scan, &score);
         if (r < 0)
@@ -276,7 +285,7 @@ choose_counts(struct scan *scan, mblock_t named)
             best = score;
         }
     }
-    return read_counts(scan, chosen, &scan->counts_known);
+    return read_counts(scan, chosen, true, &scan->counts_known);
 }
 
 int
