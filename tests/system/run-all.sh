@@ -4,6 +4,7 @@ set -uo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 : "${BUILD:?BUILD names the folder with the programs}"
 export BUILD
+limit=${TEST_TIMEOUT:-${THIN_TEST_LONG:+7200}} # seconds for one of them
 passed=0 failed=0
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
@@ -11,7 +12,7 @@ tests=("$@")
 [ ${#tests[@]} -gt 0 ] || tests=("$here"/test-*.sh)
 for t in "${tests[@]}"; do
 	start=$(date +%s)
-	if timeout "${TEST_TIMEOUT:-600}" "$t" >"$log" 2>&1; then
+	if timeout "${limit:-600}" "$t" >"$log" 2>&1; then
 		passed=$((passed + 1))
 		echo "ok    $(basename "$t") ($(($(date +%s) - start)) s)"
 	else
