@@ -427,6 +427,11 @@ void
 conn_joined(struct conn *c, struct session *session, bool control)
 {
     c->session = session;
+    if (c->counted_handshake) {
+        c->counted_handshake = false;
+        c->server->handshakes--;
+        c->stream.handshake_until_ns = 0;
+    }
     session_join(session, c, control);
 }
 

@@ -251,11 +251,6 @@ conn_parse(struct conn *c, uint8_t *recv)
         c->kept = NULL;
         c->kept_size = 0;
     }
-    if (c->counted_handshake && c->session) {
-        c->counted_handshake = false;
-        c->server->handshakes--;
-        c->stream.handshake_until_ns = 0;
-    }
     stream_want_read(&c->stream, conn_may_parse(c));
 }
 

@@ -636,16 +636,23 @@ read_once(struct nbd_client *c)
     return c->kept == NULL;
 }
 
+/* After input, and after output: an export may have been opened behind the last input. */
+static void
+look_at_handshake(struct nbd_client *c)
+{
+    if (!c->counted_handshake || nbd_conn_in_handshake(c->conn))
+        return;
+    c->counted_handshake = false;
+    c->server->handshakes--;
+    c->stream.handshake_until_ns = 0;
+}
+
 static void
 after_input(struct nbd_client *c)
 {
     if (c->closing)
         return;
-    if (c->counted_handshake && !nbd_conn_in_handshake(c->conn)) {
-        c->counted_handshake = false;
-        c->server->handshakes--;
-        c->stream.handshake_until_ns = 0;
-    }
+    look_at_handshake(c);
     stream_want_read(&c->stream,
                      phase_takes_input(c) && !c->kept && nbd_conn_wants_input(c->conn));
     stream_kick(&c->stream);
@@ -726,6 +733,7 @@ on_sent(struct stream *stream, size_t bytes)
     struct nbd_client *c = container_of(stream, struct nbd_client, stream);
 
     nbd_conn_sent(c->conn, bytes);
+    look_at_handshake(c);
 }
 
 static bool

@@ -6,6 +6,12 @@ start_server
 new_pool tank 2G
 thincli volume create tank/vol 1G
 
+# A client that attaches and then has nothing to ask for longer than a handshake may take.
+new_pool idle 64M
+thincli volume create idle/vol 8M
+nbdsh -u "$(uri idle/vol)" -c 'import time; time.sleep(17); h.pread(512, 0)' >"$W/idle.out" 2>&1 &
+idle=$!
+
 echo "nbdinfo: sizes, flags, list"
 same "$(nbdinfo --size "$(uri tank/vol)")" 1073741824
 nbdinfo --json "$(uri tank/vol)" >"$W/info"
@@ -64,6 +70,9 @@ nbdcopy "$(uri tank/fio-snap)" - | sha256sum >"$W/sum3"
 cmp "$W/sum1" "$W/sum2" && cmp "$W/sum1" "$W/sum3" || fail "the snapshot changed"
 check_closed tank
 cmp <(nbdcopy "$(uri tank/fio-snap)" - | sha256sum) "$W/sum1" || fail "the snapshot changed over a restart of the pool"
+
+echo "an idle client is left in peace"
+wait $idle || { cat "$W/idle.out"; fail "an idle client was disconnected"; }
 
 echo "deleting gives all space back"
 thincli volume delete tank/fio tank/fio-snap tank/io tank/vol
