@@ -89,7 +89,14 @@ grow_failed(struct grow *grow, const struct device *dev, int result)
     struct thin_error err;
 
     thin_error_init(&err);
-    thin_fail_code(&err, result, "enlarge %s", dev->name);
+    /* What cannot grow by itself was asked all the same: it may have been enlarged. */
+    if (dev->limits.grows)
+        thin_fail_code(&err, result, "enlarge %s", dev->name);
+    else
+        result = thin_fail(&err, -THIN_E_INVALID,
+                           "%s has fewer than %" PRIu64
+                           " bytes, and does not grow by itself: enlarge it first",
+                           dev->name, grow->io.offset);
     grow_end(grow, result, &err);
 }
 
@@ -170,8 +177,7 @@ grow_metadata_device(struct grow *grow)
 
 /* What a device must become, or why not. */
 static int
-grow_judge(const struct device *dev, const char *what, uint64_t recorded, uint64_t *bytes,
-           struct thin_error *err)
+grow_judge(const char *what, uint64_t recorded, uint64_t *bytes, struct thin_error *err)
 {
     if (*bytes == 0)
         return 0;
@@ -181,11 +187,6 @@ grow_judge(const struct device *dev, const char *what, uint64_t recorded, uint64
                          "the pool's %s has %" PRIu64 " bytes; %" PRIu64
                          " are less, and pools do not shrink",
                          what, recorded, *bytes);
-    if (*bytes > dev->size && !dev->limits.grows)
-        return thin_fail(err, -THIN_E_INVALID,
-                         "%s has %" PRIu64 " bytes, not %" PRIu64
-                         "; it does not grow by itself, enlarge it first",
-                         dev->name, dev->size, *bytes);
     return 0;
 }
 
@@ -209,11 +210,10 @@ pool_grow(struct pool *pool, uint64_t data_bytes, uint64_t metadata_bytes,
             ? thin_fail(&err, -THIN_E_SHUTDOWN, "the pool is being closed")
             : pool_may_change(pool, &err);
     if (r == 0)
-        r = grow_judge(pool->data, "data", data.nr_blocks * pool->block_size, &data_bytes,
-                       &err);
+        r = grow_judge("data", data.nr_blocks * pool->block_size, &data_bytes, &err);
     if (r == 0)
-        r = grow_judge(pool->metadata_dev, "metadata",
-                       own.nr_blocks * METADATA_BLOCK_SIZE, &metadata_bytes, &err);
+        r = grow_judge("metadata", own.nr_blocks * METADATA_BLOCK_SIZE, &metadata_bytes,
+                       &err);
     data_blocks = data_bytes / pool->block_size;
     meta_blocks = metadata_bytes / METADATA_BLOCK_SIZE;
     if (r == 0 && meta_blocks > METADATA_BLOCKS_MAX)

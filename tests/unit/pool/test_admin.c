@@ -540,6 +540,21 @@ START_TEST(closing_answers_what_waits)
 }
 END_TEST
 
+START_TEST(a_device_of_a_fixed_size_is_looked_at_again)
+{
+    struct pool_info info;
+
+    rig.pool->data->limits.grows = false;
+    crash_disk_fail_nth(rig.data, 1u << DEVICE_GROW, 1, -THIN_E_RANGE);
+    rig_fails(pool_grow(rig.pool, 1000ull * RIG_BLOCK, 0, RIG_DONE), INVALID);
+    ck_assert(strstr(rig.err.text, "enlarge it first"));
+    /* Somebody did. */
+    rig_ok(pool_grow(rig.pool, 1000ull * RIG_BLOCK, 0, RIG_DONE));
+    pool_get_info(rig.pool, &info);
+    ck_assert_uint_eq(info.data_size, 1000ull * RIG_BLOCK);
+}
+END_TEST
+
 START_TEST(the_pool_grows_in_both_directions)
 {
     struct pool_info info;
@@ -657,6 +672,7 @@ main(void)
     tcase_add_test(many, a_thousand_volumes_come_and_go);
     tcase_add_test(many, too_many_waiting_changes_are_refused_and_none_is_lost);
     tcase_add_test(tcase, closing_answers_what_waits);
+    tcase_add_test(tcase, a_device_of_a_fixed_size_is_looked_at_again);
     tcase_add_test(tcase, the_pool_grows_in_both_directions);
     tcase_add_test(tcase, a_metadata_snapshot_is_held_once_and_released_once);
     tcase_add_test(tcase, deleting_works_in_a_full_pool);
