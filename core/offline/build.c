@@ -6,6 +6,7 @@
 
 #include "core/base/checked.h"
 #include "core/base/cleanup.h"
+#include "core/offline/owner.h"
 #include "core/ondisk/details.h"
 #include "core/ondisk/mapping.h"
 
@@ -212,6 +213,7 @@ write_superblock(struct builder *b)
         return thin_fail_code(b->err, -ENOMEM, "write the superblock");
     memcpy(b->sb.trailer, b->trailer, sizeof(b->trailer));
     superblock_encode(&b->sb, block);
+    owner_sign_foreign(block);
     block_seal(BLOCK_SUPERBLOCK, block, SUPERBLOCK_LOCATION);
     r = source_flush(b->out.src, b->err);
     if (r >= 0)

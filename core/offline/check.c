@@ -87,6 +87,9 @@ check_superblock(struct check *c, struct thin_error *err)
         return 0;
     }
     c->res->sb_good = true;
+    c->res->trans_id = sb->trans_id;
+    if (c->opts->mapping_root)
+        sb->data_mapping_root = c->opts->mapping_root;
     c->res->needs_check = sb->flags & SUPERBLOCK_NEEDS_CHECK;
     if (sb->flags & ~SUPERBLOCK_NEEDS_CHECK)
         report_add(c->rep, REPORT_NOTE, REPORT_AT_SUPERBLOCK, 0,
@@ -157,6 +160,8 @@ check_held_superblock(struct trees *t, mblock_t where, struct thin_error *err)
     }
     superblock_decode(&t->held, block);
     t->have_held = true;
+    if (c->opts->metadata_snap)
+        c->res->trans_id = t->held.trans_id;
     if (t->held.held_root)
         report_add(c->rep, REPORT_NOTE, REPORT_AT_HELD, where,
                    "held superblock %" PRIu64 " names a held root of its own, %" PRIu64,

@@ -22,6 +22,7 @@ struct check_options {
     bool ignore_non_fatal; /* nodes may be too empty */
     bool metadata_snap;    /* only the trees of the held snapshot */
     mblock_t snap_block;   /* with metadata_snap: 0 for the superblock's held root */
+    mblock_t mapping_root; /* in place of the superblock's; 0: none */
 };
 
 /* A device whose tree was read whole, and whose record says something else. */
@@ -34,6 +35,7 @@ struct check_result {
     struct superblock sb; /* valid if sb_good */
     bool sb_good;
     bool needs_check;
+    uint64_t trans_id; /* of what was checked: the held snapshot's with metadata_snap */
     uint64_t nr_devices;
     uint64_t nr_mappings; /* in distinct leaves */
     uint64_t metadata_blocks, metadata_used, data_blocks, data_used;

@@ -49,7 +49,7 @@ write_summary(struct textbuf *t, const struct check_text *form, const struct rep
 {
     uint32_t catalogue;
 
-    textbuf_printf(t, "TRANSACTION_ID=%" PRIu64 "\n", res->sb.trans_id);
+    textbuf_printf(t, "TRANSACTION_ID=%" PRIu64 "\n", res->trans_id);
     if (form->catalogue && owner_catalogue_device(&res->sb, &catalogue))
         textbuf_printf(t, "CATALOGUE_DEVICE=%" PRIu32 "\n", catalogue);
     /* The held snapshot has no space maps that could tell. */

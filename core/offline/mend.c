@@ -7,6 +7,7 @@
 #include "core/base/cleanup.h"
 #include "core/offline/build.h"
 #include "core/offline/leaves.h"
+#include "core/offline/owner.h"
 #include "core/ondisk/details.h"
 
 /* Changes the superblock where it stands, the rest of its bytes kept. */
@@ -27,6 +28,7 @@ rewrite_superblock(struct meta_source *src, const struct superblock *new_sb,
     if (r < 0)
         return thin_wrap(err, r, "rewrite the superblock");
     superblock_encode(new_sb, block);
+    owner_sign_foreign(block);
     block_seal(BLOCK_SUPERBLOCK, block, SUPERBLOCK_LOCATION);
     r = source_write(src, SUPERBLOCK_LOCATION, block, 1, err);
     return r < 0 ? r : source_flush(src, err);

@@ -22,6 +22,21 @@ owner_judge(struct meta_source *src, bool takeover, struct thin_error *err)
     return owner_mark_judge(block, machine, takeover, err);
 }
 
+void
+owner_sign_foreign(void *superblock)
+{
+    uint8_t *bytes = (uint8_t *)superblock + SUPERBLOCK_TRAILER_OFFSET;
+    struct catalogue_trailer trailer;
+    bool found = false;
+
+    /* One of a later version is kept as it is: it cannot be put together again. */
+    if (catalogue_trailer_decode(bytes, &trailer, &found, NULL) < 0 || !found)
+        return;
+    trailer.flags &= ~CATALOGUE_CLEAN;
+    trailer.stamp = ~superblock_stamp(superblock);
+    catalogue_trailer_encode(&trailer, bytes);
+}
+
 bool
 owner_catalogue_device(const struct superblock *sb, uint32_t *ret_dev_id)
 {

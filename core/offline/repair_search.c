@@ -372,7 +372,8 @@ repair_take_fuller(struct repair_plan *plan)
     for (size_t i = 0; i < plan->pool.nr_devices; i++) {
         struct live_device *dev = &plan->pool.devices[i];
 
-        if (dev->origin == REPAIR_OWN || !dev->fullest || dev->fullest == dev->root ||
+        if (dev->origin == REPAIR_OWN || !plan->devices[i].nr_lost_ranges ||
+            !dev->fullest || dev->fullest == dev->root ||
             scan_total(&plan->scan, dev->fullest) <= plan->devices[i].recovered)
             continue;
         dev->root = dev->fullest;

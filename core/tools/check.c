@@ -44,7 +44,7 @@ print_json(const struct report *rep, const struct check_result *res, bool good)
            res->leaked_metadata + res->leaked_data, rep->nr_class[REPORT_NOTE]);
     printf(" \"needs_check\": %s, \"transaction_id\": %" PRIu64 ", \"devices\": %" PRIu64
            ", \"mappings\": %" PRIu64 ",\n",
-           res->needs_check ? "true" : "false", res->sb.trans_id, res->nr_devices,
+           res->needs_check ? "true" : "false", res->trans_id, res->nr_devices,
            res->nr_mappings);
     printf(" \"metadata_blocks\": %" PRIu64 ", \"metadata_used\": %" PRIu64
            ", \"data_blocks\": %" PRIu64 ", \"data_used\": %" PRIu64 ",\n",
@@ -114,7 +114,8 @@ mend(const struct check_args *args, struct meta_source *src, const struct report
         if (!args->quiet && !args->json)
             printf("the space maps were made anew\n");
     }
-    if (args->clear_needs_check && *good && res->needs_check) {
+    /* As thin_check: what was mended, or had nothing to mend, needs no check any more. */
+    if ((args->clear_needs_check || args->auto_repair) && *good && res->needs_check) {
         r = mend_clear_needs_check(src, err);
         if (r < 0)
             return r;
@@ -178,7 +179,7 @@ check(const struct tool *tool, const struct check_args *args, const char *path)
 int
 tool_check(const struct tool *tool, int argc, char **argv)
 {
-    enum { CLEAR = 256, AUTO, LAX, SKIP, SUPER, STRICT, JSON };
+    enum { CLEAR = 256, AUTO, LAX, SKIP, SUPER, STRICT, JSON, ROOT };
     static const struct option longopts[] = {
         {"quiet", no_argument, NULL, 'q'},
         {"metadata-snap", optional_argument, NULL, 'm'},
@@ -189,6 +190,7 @@ tool_check(const struct tool *tool, int argc, char **argv)
         {"super-block-only", no_argument, NULL, SUPER},
         {"strict", no_argument, NULL, STRICT},
         {"json", no_argument, NULL, JSON},
+        {"override-mapping-root", required_argument, NULL, ROOT},
         TOOL_LONG_TAKEOVER,
         TOOL_LONG_COMMON,
     };
@@ -225,6 +227,10 @@ tool_check(const struct tool *tool, int argc, char **argv)
         case SUPER:
             args.opts.super_block_only = true;
             break;
+        case ROOT:
+            if (!tool_number(optarg, &args.opts.mapping_root) || !args.opts.mapping_root)
+                return tool_misused(tool, "not a block number: '%s'", optarg);
+            break;
         case STRICT:
             args.strict = true;
             break;
@@ -239,7 +245,8 @@ tool_check(const struct tool *tool, int argc, char **argv)
     if ((args.clear_needs_check || args.auto_repair) && args.opts.metadata_snap)
         return tool_misused(tool, "a metadata snapshot cannot be changed");
     if ((args.clear_needs_check || args.auto_repair) &&
-        (args.opts.super_block_only || args.opts.skip_mappings))
+        (args.opts.super_block_only || args.opts.skip_mappings ||
+         args.opts.ignore_non_fatal || args.opts.mapping_root))
         return tool_misused(tool, "only a full check may change anything");
     return check(tool, &args, path);
 }

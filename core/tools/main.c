@@ -19,7 +19,9 @@ const struct tool tools[] = {
          "      --skip-mappings            do not walk the mapping trees\n"
          "      --ignore-non-fatal-errors  nodes may be too empty\n"
          "      --clear-needs-check-flag   clear the flag if all is good\n"
-         "      --auto-repair              mend leaks, counts, mapped_blocks\n" TOOL_USAGE_TAKEOVER},
+         "      --auto-repair              mend leaks, counts, mapped_blocks; then the\n"
+         "                                 flag is cleared too\n"
+         "      --override-mapping-root N  walk the mappings from this block\n" TOOL_USAGE_TAKEOVER},
     {.verb = "dump",
      .official = "thin_dump",
      .run = tool_dump,

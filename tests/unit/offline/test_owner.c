@@ -74,6 +74,34 @@ START_TEST(a_damaged_mark_says_nothing)
 }
 END_TEST
 
+START_TEST(what_a_tool_writes_has_no_stamp_that_fits)
+{
+    uint8_t block[METADATA_BLOCK_SIZE] = {0};
+    struct superblock sb = {.trans_id = 7, .version = 2};
+    struct catalogue_trailer after;
+    bool found = false;
+
+    superblock_encode(&sb, block);
+    trailer.stamp = superblock_stamp(block);
+    trailer.flags = CATALOGUE_CLEAN | CATALOGUE_UNRECORDED;
+    catalogue_trailer_encode(&trailer, block + SUPERBLOCK_TRAILER_OFFSET);
+    owner_sign_foreign(block);
+    ck_assert_int_eq(
+        catalogue_trailer_decode(block + SUPERBLOCK_TRAILER_OFFSET, &after, &found, NULL),
+        0);
+    ck_assert(found);
+    ck_assert_uint_ne(after.stamp, superblock_stamp(block));
+    ck_assert_uint_eq(after.flags, CATALOGUE_UNRECORDED);
+    ck_assert_mem_eq(after.uuid, trailer.uuid, sizeof(after.uuid));
+
+    /* Where there is none, none is made. */
+    memset(block + SUPERBLOCK_TRAILER_OFFSET, 0, SUPERBLOCK_TRAILER_BYTES);
+    owner_sign_foreign(block);
+    for (unsigned i = 0; i < SUPERBLOCK_TRAILER_BYTES; i++)
+        ck_assert_uint_eq(block[SUPERBLOCK_TRAILER_OFFSET + i], 0);
+}
+END_TEST
+
 START_TEST(the_catalogues_device_is_known)
 {
     struct superblock sb = {0};
@@ -103,6 +131,7 @@ main(void)
     tcase_add_test(tc, an_owner_on_this_machine_is_the_locks_affair);
     tcase_add_test(tc, another_machine_is_refused_unless_taken_over);
     tcase_add_test(tc, a_damaged_mark_says_nothing);
+    tcase_add_test(tc, what_a_tool_writes_has_no_stamp_that_fits);
     tcase_add_test(tc, the_catalogues_device_is_known);
     suite_add_tcase(s, tc);
     srunner_run_all(sr, CK_ENV);
