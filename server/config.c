@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/base/checked.h"
 #include "core/base/cleanup.h"
 #include "core/base/name.h"
 #include "core/ondisk/superblock.h"
@@ -14,6 +15,8 @@
 
 #define PAYLOAD_MEMORY_DEFAULT (256ull << 20)
 #define SPIN_US_MAX            1000u
+#define EXTEND_PERCENT_MAX     100000u
+#define OVERCOMMIT_PERCENT_MAX 1000000u
 #define BACKUP_MS_DEFAULT      3600000u /* an hour */
 #define BACKUP_MS_MIN          1000u
 #define BACKUP_KEEP_DEFAULT    24u
@@ -125,6 +128,24 @@ parse_bool(const char *value, bool *ret)
     return 0;
 }
 
+/* "10G", or "10%". */
+static int
+parse_share(const char *text, uint64_t *ret_bytes, uint32_t *ret_percent,
+            struct thin_error *err)
+{
+    char digits[16];
+    uint64_t v;
+
+    if (!strchr(text, '%'))
+        return size_parse(text, ret_bytes, err);
+    if (sscanf(text, "%15[0-9]", digits) != 1 ||
+        strcmp(text + strlen(digits), "%") != 0 ||
+        parse_unsigned(digits, EXTEND_PERCENT_MAX, &v) < 0 || v == 0)
+        return thin_fail(err, -THIN_E_INVALID, "\"%s\" is no percentage", text);
+    *ret_percent = (uint32_t)v;
+    return 0;
+}
+
 int
 config_parse_auto_extend(const char *text, struct pool_auto_extend *ret,
                          struct thin_error *err)
@@ -141,13 +162,26 @@ config_parse_auto_extend(const char *text, struct pool_auto_extend *ret,
         parse_unsigned(percent, 100, &v) < 0 || v == 0)
         return thin_fail(
             err, -THIN_E_INVALID,
-            "auto_extend is written PERCENT:STEP:LIMIT, as 80:10G:1T, or off");
+            "auto_extend is written PERCENT:STEP:LIMIT, as 80:10G:1T or 90:10%%:200%%, or "
+            "off");
     e.percent = (uint32_t)v;
-    if (size_parse(step, &e.step_bytes, err) < 0 ||
-        size_parse(limit, &e.limit_bytes, err) < 0)
+    if (parse_share(step, &e.step_bytes, &e.step_percent, err) < 0 ||
+        parse_share(limit, &e.limit_bytes, &e.limit_percent, err) < 0)
         return thin_wrap(err, -THIN_E_INVALID, "auto_extend");
     *ret = e;
     return 0;
+}
+
+void
+config_resolve_auto_extend(struct pool_auto_extend *extend, uint64_t data_bytes)
+{
+    if (extend->step_percent)
+        extend->step_bytes = round_up_u64(
+            max_u64(data_bytes / 100 * extend->step_percent, 1), SECTOR_SIZE);
+    if (extend->limit_percent)
+        extend->limit_bytes =
+            round_up_u64(data_bytes / 100 * extend->limit_percent, SECTOR_SIZE);
+    extend->step_percent = extend->limit_percent = 0;
 }
 
 int
@@ -210,6 +244,22 @@ config_parse_pool_key(struct pool_config *config, const char *key, const char *v
             config->zeroing = b;
         else
             config->extend_metadata = b;
+        return 0;
+    }
+    if (strcmp(key, "overcommit") == 0) {
+        char digits[16];
+
+        if (strcmp(value, "off") == 0) {
+            config->overcommit_percent = 0;
+            return 0;
+        }
+        if (sscanf(value, "%15[0-9]", digits) != 1 ||
+            strcmp(value + strlen(digits), "%") != 0 ||
+            parse_unsigned(digits, OVERCOMMIT_PERCENT_MAX, &v) < 0 || v == 0)
+            return thin_fail(err, -THIN_E_INVALID,
+                             "overcommit is a percentage of the data device's size, as "
+                             "300%%, or off");
+        config->overcommit_percent = (uint32_t)v;
         return 0;
     }
     if (strcmp(key, "auto_extend") == 0)
@@ -437,6 +487,10 @@ check_whole(struct server_config *c, const char *path, struct thin_error *err)
     return 0;
 }
 
+/* A data file grows when it is nearly full, by a tenth and up to twice its first size. */
+static const struct pool_auto_extend extend_default = {
+    .percent = 90, .step_percent = 10, .limit_percent = 200};
+
 int
 config_read(const char *path, struct server_config *ret_config, struct thin_error *err)
 {
@@ -453,6 +507,7 @@ config_read(const char *path, struct server_config *ret_config, struct thin_erro
     if (!file)
         return thin_fail_code(err, -errno, "read the configuration %s", path);
     pool_config_default(&c.pool);
+    c.pool.extend_data = extend_default;
     r = ini_parse_stream(read_line, &rd, handle, &rd);
     if (rd.result == 0 && ferror(file))
         rd.result = thin_fail_code(err, -EIO, "read the configuration %s", path);

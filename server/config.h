@@ -70,13 +70,16 @@ int config_read(const char *path, struct server_config *ret_config,
                 struct thin_error *err);
 void config_fini(struct server_config *config);
 
-/* "PERCENT:STEP:LIMIT" ("80:10G:1T"; "off"). -THIN_E_INVALID. */
+/* "PERCENT:STEP:LIMIT" ("80:10G:1T", "90:10%:200%"; "off"). -THIN_E_INVALID. */
 int config_parse_auto_extend(const char *text, struct pool_auto_extend *ret,
                              struct thin_error *err);
 
+/* Turns percent of `data_bytes` into bytes. A device that cannot grow keeps it, in vain. */
+void config_resolve_auto_extend(struct pool_auto_extend *extend, uint64_t data_bytes);
+
 /*
  * One KEY=VALUE of `pool set` or [pool-defaults]: commit_interval, commit_max_dirty,
- * on_full, no_space_timeout, zeroing, discards, auto_extend, extend_metadata.
+ * on_full, no_space_timeout, zeroing, discards, auto_extend, extend_metadata, overcommit.
  * -THIN_E_INVALID naming the key and what it takes; *ret_known false for another key.
  */
 int config_parse_pool_key(struct pool_config *config, const char *key, const char *value,

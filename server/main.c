@@ -190,6 +190,7 @@ stop_now(struct thin_task *task)
                        loop_now_ns(process.server.thin_loop) + FACES_PATIENCE_NS) < 0)
         stop_pools();
     online_stop();
+    pools_drain(process.server.pools);
     nbd_face_shutdown(&process.server, false, face_is_shut, NULL);
     conns_shutdown(&process.server, face_is_shut, NULL);
 }

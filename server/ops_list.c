@@ -52,6 +52,9 @@ fill_open(Thin__PoolInfo *p, const struct pool_info *info)
     p->block_size = info->block_size;
     p->nr_volumes = info->nr_volumes;
     p->virtual_size = info->virtual_bytes;
+    p->data_reserved = info->data_reserved;
+    p->data_free = info->data_blocks_free * info->block_size;
+    p->data_lasts_s = info->data_lasts_s;
     p->incarnation = info->incarnation;
     p->snapshots_left = info->time_left;
     p->held_root = info->held_root;
@@ -103,6 +106,8 @@ fill_pool(struct pool_page *page, const struct server_pool *sp, bool admin)
     p->on_full = words(sp->config.on_full == POOL_QUEUE ? "queue" : "error");
     p->commit_interval_ms = sp->config.commit_interval_ms;
     p->zeroing = sp->config.zeroing;
+    p->overcommit_percent = sp->config.overcommit_percent;
+    p->data_lasts_s = -1;
     p->auto_extend = page->auto_extend[i];
     snprintf(p->auto_extend, sizeof(page->auto_extend[i]), "off");
     if (e->percent)

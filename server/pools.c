@@ -378,6 +378,9 @@ devices_open(struct pool_devices *d)
     params.metadata = take(d->metadata);
     params.origin_open = origins_open;
     params.origin_open_arg = j->sp;
+    if (j->kind == JOB_IMPORT) /* the kernel that made it must know of each growth */
+        j->sp->config.extend_data = (struct pool_auto_extend){0};
+    config_resolve_auto_extend(&j->sp->config.extend_data, params.data->size);
     params.config = j->sp->config;
     params.wall_clock_s = (uint64_t)time(NULL);
     memcpy(params.owner_host, j->pools->host_id, sizeof(params.owner_host));
@@ -771,8 +774,13 @@ pools_set(struct pools *pools, const char *name, const struct pool_config *confi
     if (!j)
         return;
     j->sp->config = *config;
-    if (j->sp->pool)
-        pool_set_config(j->sp->pool, config);
+    if (j->sp->pool) {
+        struct pool_info info;
+
+        pool_get_info(j->sp->pool, &info);
+        config_resolve_auto_extend(&j->sp->config.extend_data, info.data_size);
+        pool_set_config(j->sp->pool, &j->sp->config);
+    }
     submit(j, work_store, stored_set);
 }
 
@@ -873,6 +881,16 @@ pools_start(struct pools *pools, void (*settled)(void *arg), void *arg)
             sp->state = POOLS_FAILED;
     }
     loop_defer(pools->server->thin_loop, &pools->check_task);
+}
+
+void
+pools_drain(struct pools *pools)
+{
+    struct server_pool *sp;
+
+    TAILQ_FOREACH(sp, &pools->list, link)
+        if (sp->pool)
+            pool_drain(sp->pool);
 }
 
 void

@@ -83,6 +83,8 @@ void pools_destroy_registry(struct pools *pools); /* all are closed */
 
 /* Opens all that were open. `settled` when each is open or has failed. */
 void pools_start(struct pools *pools, void (*settled)(void *arg), void *arg);
+/* Nothing waits for room in any of them from here on. */
+void pools_drain(struct pools *pools);
 /* Closes all by force, keeping want_open. `stopped` when the last is closed. */
 void pools_stop(struct pools *pools, void (*stopped)(void *arg), void *arg);
 

@@ -151,6 +151,8 @@ pools_store_read_all(const char *state_dir, const struct pool_config *defaults,
         AUTO_FREE char *path = NULL;
         struct server_pool sp = {.config = *defaults};
 
+        /* The default is for pools that are made. */
+        sp.config.extend_data = (struct pool_auto_extend){0};
         if (r == 0 && len > suffix && strcmp(name + len - suffix, STORE_SUFFIX) == 0 &&
             name_check(name, len - suffix, NULL) == 0) {
             snprintf(sp.name, sizeof(sp.name), "%.*s", (int)(len - suffix), name);
@@ -179,6 +181,16 @@ sync_folder(const char *folder)
     return fd < 0 || fsync(fd) < 0 ? -errno : 0;
 }
 
+/* Percent of a pool that was closed when it was set: bytes when it is opened. */
+static void
+print_share(FILE *file, uint64_t bytes, uint32_t percent)
+{
+    if (percent)
+        fprintf(file, "%" PRIu32 "%%", percent);
+    else
+        fprintf(file, "%" PRIu64, bytes);
+}
+
 static void
 print_config(FILE *file, const struct pool_config *c)
 {
@@ -192,12 +204,17 @@ print_config(FILE *file, const struct pool_config *c)
     fprintf(file, "zeroing = %s\n", c->zeroing ? "yes" : "no");
     fprintf(file, "discards = %s\n", discards[c->discards]);
     fprintf(file, "extend_metadata = %s\n", c->extend_metadata ? "yes" : "no");
-    if (c->extend_data.percent)
-        fprintf(file, "auto_extend = %" PRIu32 ":%" PRIu64 ":%" PRIu64 "\n",
-                c->extend_data.percent, c->extend_data.step_bytes,
-                c->extend_data.limit_bytes);
-    else
+    if (c->overcommit_percent)
+        fprintf(file, "overcommit = %" PRIu32 "%%\n", c->overcommit_percent);
+    if (c->extend_data.percent) {
+        fprintf(file, "auto_extend = %" PRIu32 ":", c->extend_data.percent);
+        print_share(file, c->extend_data.step_bytes, c->extend_data.step_percent);
+        fprintf(file, ":");
+        print_share(file, c->extend_data.limit_bytes, c->extend_data.limit_percent);
+        fprintf(file, "\n");
+    } else {
         fprintf(file, "auto_extend = off\n");
+    }
 }
 
 int

@@ -406,12 +406,23 @@ print_pool(const Thin__PoolInfo *p)
     output_field("data", p->data_path);
     field_size("  size", p->data_size);
     field_used("  used", p->data_used, p->data_size);
+    field_size("  free", p->data_free);
+    field_size("  reserved", p->data_reserved);
+    if (p->data_lasts_s >= 0) {
+        snprintf(word, sizeof(word), "%" PRId64 " s at the present rate",
+                 p->data_lasts_s);
+        output_field("  lasts", word);
+    }
     output_field("metadata", p->metadata_path);
     field_size("  size", p->metadata_size);
     field_used("  used", p->metadata_used, p->metadata_size);
     output_field("block size", output_size(word, p->block_size));
     field_u64("volumes", p->nr_volumes);
     field_size("virtual size", p->virtual_size);
+    snprintf(word, sizeof(word), "%" PRIu64 " %%%s",
+             p->data_size ? p->virtual_size * 100 / p->data_size : 0,
+             p->overcommit_percent ? ", limited" : "");
+    output_field("over-commit", word);
     field_u64("transaction id", p->transaction_id);
     output_field("needs check", p->needs_check ? "yes" : "no");
     output_field("on full", p->on_full);

@@ -198,6 +198,18 @@ json_pool(struct json *json, const Thin__PoolInfo *p)
     json_string_or_null(json, "metadata_path", p->metadata_path);
     json_u64(json, "nr_volumes", p->nr_volumes);
     json_u64(json, "virtual_size", p->virtual_size);
+    json_u64(json, "data_reserved", p->data_reserved);
+    json_u64(json, "data_free", p->data_free);
+    json_u64(json, "overcommit_percent",
+             p->data_size ? p->virtual_size * 100 / p->data_size : 0);
+    if (p->overcommit_percent)
+        json_u64(json, "overcommit_limit_percent", p->overcommit_percent);
+    else
+        json_null(json, "overcommit_limit_percent");
+    if (p->data_lasts_s >= 0)
+        json_u64(json, "data_lasts_s", (uint64_t)p->data_lasts_s);
+    else
+        json_null(json, "data_lasts_s");
     json_u64(json, "incarnation", p->incarnation);
     json_u64(json, "snapshots_left", p->snapshots_left);
     json_u64(json, "held_root", p->held_root);

@@ -48,15 +48,24 @@ snapshot_after(struct admin_job *job)
     return job->nr_quiescing > 0;
 }
 
-/* What the origins have reserved must fit once more: all that they map is shared. */
+/* What the origins have reserved must fit once more, since all that they map is shared;
+   and their sizes, where over-commit has a limit. */
 static int
 judge_reserved(struct admin_job *job, struct thin_error *err)
 {
     uint32_t ids[POOL_GROUP_MAX];
+    uint64_t more = 0;
+    int r;
 
-    for (uint32_t i = 0; i < job->nr_snaps; i++)
+    for (uint32_t i = 0; i < job->nr_snaps; i++) {
+        const struct catalogue_record *record =
+            catalogue_by_id(&job->pool->catalogue->records, job->snaps[i].origin_id);
+
         ids[i] = job->snaps[i].origin_id;
-    return limits_judge_shared(job->pool, ids, job->nr_snaps, err);
+        more += record ? record->size : 0;
+    }
+    r = limits_judge_virtual(job->pool, more, err);
+    return r < 0 ? r : limits_judge_shared(job->pool, ids, job->nr_snaps, err);
 }
 
 static int

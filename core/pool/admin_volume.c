@@ -84,6 +84,8 @@ create_apply(struct admin_job *job, struct thin_error *err)
         return thin_fail_code(err, r, "reserve");
     r = limits_judge(job->pool, UINT32_MAX, job->reserve, false, err);
     if (r == 0)
+        r = limits_judge_virtual(job->pool, job->value, err);
+    if (r == 0)
         r = metadata_create_thin(job->pool->md, job->dev_id, err);
     return r < 0 ? r : admin_check_details(job, job->dev_id, err);
 }
@@ -202,7 +204,11 @@ resize_plan(struct admin_job *job, struct thin_error *err)
         return thin_fail(err, -THIN_E_BUSY,
                          "what was beyond the end of volume %s is still being given back",
                          job->name);
-    r = admin_copy(record, &copy, err);
+    r = job->value > record->size
+            ? limits_judge_virtual(job->pool, job->value - record->size, err)
+            : 0;
+    if (r == 0)
+        r = admin_copy(record, &copy, err);
     if (r < 0)
         return r;
     if (job->value < record->size) {

@@ -395,8 +395,10 @@ io_end(struct volume_io *io)
         io->state &= ~IO_PARKED;
         io->pos = io->redo_from;
         io->redo_from = UINT64_MAX;
-        if (!space_park(io->volume->pool, io))
-            io_finish(io, -THIN_E_NO_DATA_SPACE);
+        int r = space_park(io->volume->pool, io);
+
+        if (r < 0)
+            io_finish(io, r);
         return;
     }
     if (pieces_note(io))

@@ -192,10 +192,12 @@ void space_distrust(struct pool *pool);
 void space_freed(void *pool, dblock_t begin, dblock_t end);
 /* After a commit: waiting claims go on. */
 void space_after_commit(struct pool *pool);
+/* Seconds that so many free data blocks will last; negative: nothing is being taken. */
+int64_t low_water_lasts_s(const struct pool *pool, uint64_t free_blocks);
 /* The metadata is (nearly) full: true if its device is growing, or begins to. */
 bool space_extend_metadata(struct pool *pool);
-/* A request that found no room and may wait for it; false: it must fail. */
-bool space_park(struct pool *pool, struct volume_io *io);
+/* A request that found no room: 0, it waits; or what it must fail with. */
+int space_park(struct pool *pool, struct volume_io *io);
 void space_fail_parked(struct pool *pool, struct volume *only, int result);
 /* Requests at the device ended that held blocks back. */
 void space_recheck_held(struct pool *pool);

@@ -328,6 +328,22 @@ limits_judge(struct pool *pool, uint32_t dev_id, uint64_t bytes, bool all_shared
 }
 
 int
+limits_judge_virtual(const struct pool *pool, uint64_t more_bytes, struct thin_error *err)
+{
+    uint64_t percent = pool->config.overcommit_percent, nr = 0, now = 0;
+    uint64_t size = pool->nr_data_blocks * (uint64_t)pool->block_size;
+    uint64_t most = size / 100 * percent + size % 100 * percent / 100;
+
+    catalogue_count(pool, &nr, &now);
+    if (percent == 0 || (more_bytes <= most && now <= most - more_bytes))
+        return 0;
+    return thin_fail(err, -THIN_E_LIMIT,
+                     "the volumes would have %" PRIu64 " bytes together, %" PRIu64
+                     " more than overcommit allows (%" PRIu64 " %% of the data device)",
+                     now + more_bytes, now + more_bytes - most, percent);
+}
+
+int
 limits_judge_shared(struct pool *pool, const uint32_t *dev_ids, uint32_t nr,
                     struct thin_error *err)
 {

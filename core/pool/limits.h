@@ -42,6 +42,9 @@ int limits_judge(struct pool *pool, uint32_t dev_id, uint64_t bytes, bool all_sh
 /* What more the pool must promise if all that these volumes map becomes shared. */
 int limits_judge_shared(struct pool *pool, const uint32_t *dev_ids, uint32_t nr,
                         struct thin_error *err);
+/* Whether the volumes may have so many bytes more together (overcommit). -THIN_E_LIMIT. */
+int limits_judge_virtual(const struct pool *pool, uint64_t more_bytes,
+                         struct thin_error *err);
 /* As many entries can be added without failing. -ENOMEM. */
 int limits_prepare(struct pool *pool);
 /* The record of `dev_id` stands. `fresh`: the volume maps nothing yet. */

@@ -62,27 +62,27 @@ put_size(char *text, size_t room, uint64_t bytes)
 }
 
 static const char *
-put_lasts(char *text, size_t room, double seconds)
+put_lasts(char *text, size_t room, int64_t seconds)
 {
     if (seconds < 120)
-        snprintf(text, room, "%.0f seconds", seconds);
+        snprintf(text, room, "%" PRId64 " seconds", seconds);
     else if (seconds < 7200)
-        snprintf(text, room, "%.0f minutes", seconds / 60);
+        snprintf(text, room, "%" PRId64 " minutes", seconds / 60);
     else if (seconds < 172800)
-        snprintf(text, room, "%.0f hours", seconds / 3600);
+        snprintf(text, room, "%" PRId64 " hours", seconds / 3600);
     else
-        snprintf(text, room, "%.0f days", seconds / 86400);
+        snprintf(text, room, "%" PRId64 " days", seconds / 86400);
     return text;
 }
 
-double
+int64_t
 low_water_lasts_s(const struct pool *pool, uint64_t free_blocks)
 {
     const struct low_water *lw = &pool->space->low_water;
 
     if (lw->rate * LASTS_LONGEST_S <= (double)free_blocks)
         return -1;
-    return (double)free_blocks / lw->rate;
+    return (int64_t)((double)free_blocks / lw->rate);
 }
 
 /* Why it does not grow by itself, and what to do; NULL: it does. */
@@ -108,7 +108,7 @@ static void
 tell_data(struct pool *pool, uint64_t free_blocks, uint64_t all)
 {
     char left[32], size[32], lasts[32], words[THIN_ERROR_TEXT_MAX];
-    double seconds = low_water_lasts_s(pool, free_blocks);
+    int64_t seconds = low_water_lasts_s(pool, free_blocks);
     uint64_t bs = pool->block_size;
 
     put_size(left, sizeof(left), free_blocks * bs);

@@ -656,6 +656,7 @@ pool_get_info(struct pool *pool, struct pool_info *ret_info)
         snprintf(info->what_to_do, sizeof(info->what_to_do), "%s", WHAT_TO_DO_CHECK);
     }
     info->needs_check = pool->wants_check;
+    info->data_lasts_s = -1;
     info->block_size = pool->block_size;
     info->data_size = pool->nr_data_blocks * pool->block_size;
     info->commits = pool->commit.nr_commits;
@@ -681,6 +682,7 @@ pool_get_info(struct pool *pool, struct pool_info *ret_info)
     info->data_reserved = limits_reserved_bytes(pool);
     metadata_data_space(pool->md, &ms);
     info->data_blocks_free = ms.nr_free + ms.nr_pending;
+    info->data_lasts_s = low_water_lasts_s(pool, info->data_blocks_free);
     info->data_used = (ms.nr_blocks - ms.nr_free - ms.nr_pending) * pool->block_size;
     metadata_own_space(pool->md, &ms, &reserve);
     info->metadata_size = ms.nr_blocks * METADATA_BLOCK_SIZE;

@@ -51,6 +51,9 @@ struct pool_auto_extend { /* for file-backed devices; percent 0: off */
     uint32_t percent;     /* used space that starts a growth */
     uint64_t step_bytes;
     uint64_t limit_bytes;
+    /* In place of bytes, percent of the data device's size. Not the engine's: who opens
+       the pool turns them into bytes. */
+    uint32_t step_percent, limit_percent;
 };
 
 struct pool_config {             /* all but the caches may change while the pool runs */
@@ -62,6 +65,9 @@ struct pool_config {             /* all but the caches may change while the pool
     enum pool_discards discards;  /* default passdown */
     struct pool_auto_extend extend_data;
     bool extend_metadata; /* file-backed metadata grows by itself; default true */
+    uint32_t
+        overcommit_percent; /* virtual sizes, snapshots included, that may be promised,
+                                    of the data device's size; 0: any (default) */
     uint32_t metadata_cache_blocks; /* default 16384 (64 MiB) */
     uint32_t mapping_cache_pages;   /* pages of 512 slots; default 8192 (32 MiB) */
 };
@@ -144,6 +150,10 @@ void pool_open(const struct pool_params *params,
  */
 void pool_close(struct pool *pool, bool force, struct pool_done done);
 
+/* The end is near: what waits for room ends with -THIN_E_SHUTDOWN, and nothing waits for
+   room from here on. */
+void pool_drain(struct pool *pool);
+
 struct pool_info {
     char name[THIN_NAME_MAX + 1];
     uint8_t uuid[16]; /* of the catalogue; all zeros: there is none */
@@ -155,6 +165,7 @@ struct pool_info {
     uint64_t metadata_size, metadata_used; /* bytes; used includes the reserve */
     uint64_t data_blocks_free, metadata_blocks_free;
     uint64_t data_reserved;  /* bytes promised to volumes and not taken yet */
+    int64_t data_lasts_s;    /* at the present rate; negative: nothing is being taken */
     uint32_t block_size;     /* bytes */
     uint64_t transaction_id; /* the superblock's, user space's own */
     uint64_t txn;            /* the engine's own count of commits */

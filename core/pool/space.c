@@ -453,7 +453,7 @@ space_extend_metadata(struct pool *pool)
     return true;
 }
 
-bool
+int
 space_park(struct pool *pool, struct volume_io *io)
 {
     struct space *sp = pool->space;
@@ -470,15 +470,24 @@ space_park(struct pool *pool, struct volume_io *io)
                       "grow the pool, or delete volumes or snapshots",
                       "no free data block is left%s",
                       limits_reserved_bytes(pool) ? " that is not reserved" : "");
+    if (sp->drained)
+        return -THIN_E_SHUTDOWN;
     if (pool->closing || (!extends && pool->config.on_full == POOL_ERROR))
-        return false;
+        return -THIN_E_NO_DATA_SPACE;
     if (io->deadline_ns == 0)
         io->deadline_ns = ms ? loop_now_ns(pool->loop) + ms * NS_PER_MS : UINT64_MAX;
     if (io->deadline_ns <= loop_now_ns(pool->loop))
-        return false;
+        return -THIN_E_NO_DATA_SPACE;
     TAILQ_INSERT_TAIL(&sp->parked, io, link);
     parked_arm(pool);
-    return true;
+    return 0;
+}
+
+void
+pool_drain(struct pool *pool)
+{
+    pool->space->drained = true;
+    space_fail_parked(pool, NULL, -THIN_E_SHUTDOWN);
 }
 
 static void

@@ -60,6 +60,7 @@ struct space {
     struct volume_frag_list waiters; /* for a claim to end, a hold, or a commit */
     struct volume_io_list parked;    /* out of data space */
     struct thin_timer park_timer;
+    bool drained; /* nothing is parked any more */
     struct thin_task wake_task;
     bool host_full; /* the file system below had no place the last time it was asked */
     bool extending, extend_failed; /* the data device, by itself */
@@ -81,9 +82,6 @@ bool space_has_held(const struct pool *pool);
 
 /* After each commit: events of low water. */
 void low_water_look(struct pool *pool);
-/* How long so many free data blocks will last; negative: nothing is being taken. */
-double low_water_lasts_s(const struct pool *pool, uint64_t free_blocks);
-
 int windows_create(struct pool *pool);
 void windows_destroy(struct pool *pool);
 void windows_reset(struct pool *pool);

@@ -306,6 +306,33 @@ START_TEST(what_is_counted_on_the_way_is_what_a_walk_finds)
 }
 END_TEST
 
+START_TEST(over_commit_can_be_limited)
+{
+    const char *origin = "a", *snap = "s";
+    struct pool_config config = rig.params.config;
+
+    config.overcommit_percent = 150; /* of 200 blocks */
+    pool_set_config(rig.pool, &config);
+    create("a", 200, 0, 0);
+    rig_fails(create_async("b", 101, 0, 0, RIG_DONE), LIMIT);
+    ck_assert_ptr_nonnull(strstr(rig.err.text, "150 %"));
+    create("b", 100, 0, 0);
+    rig_fails(pool_volume_resize(rig.pool, "b", 101 * RIG_BLOCK, false, RIG_DONE), LIMIT);
+    rig_fails(pool_volume_snapshot(rig.pool, &origin, &snap, 1, RIG_DONE), LIMIT);
+    rig_ok(pool_volume_resize(rig.pool, "b", 50 * RIG_BLOCK, true, RIG_DONE));
+    rig_settle();
+    rig_ok(pool_volume_resize(rig.pool, "b", 100 * RIG_BLOCK, false, RIG_DONE));
+    config.overcommit_percent = 0;
+    pool_set_config(rig.pool, &config);
+    rig_ok(pool_volume_snapshot(rig.pool, &origin, &snap, 1, RIG_DONE));
+    /* What is there already stays; a limit below it refuses more. */
+    config.overcommit_percent = 10;
+    pool_set_config(rig.pool, &config);
+    rig_fails(create_async("c", 1, 0, 0, RIG_DONE), LIMIT);
+    rig_ok(pool_volume_delete(rig.pool, "s", RIG_DONE));
+}
+END_TEST
+
 int
 main(void)
 {
@@ -324,6 +351,7 @@ main(void)
     tcase_add_test(tcase, what_is_reserved_is_known_after_an_open);
     tcase_add_test(tcase, a_discard_gives_the_promise_back);
     tcase_add_test(tcase, a_quota_is_its_volume_s_alone);
+    tcase_add_test(tcase, over_commit_can_be_limited);
     tcase_add_test(tcase, what_is_counted_on_the_way_is_what_a_walk_finds);
     suite_add_tcase(suite, tcase);
     runner = srunner_create(suite);

@@ -120,8 +120,8 @@ START_TEST(what_grows_by_itself_is_told_at_its_limit)
     struct volume *volume;
     struct pool_info info;
 
-    rig.params.config.extend_data =
-        (struct pool_auto_extend){80, 20 * RIG_BLOCK, 260 * RIG_BLOCK};
+    rig.params.config.extend_data = (struct pool_auto_extend){
+        .percent = 80, .step_bytes = 20 * RIG_BLOCK, .limit_bytes = 260 * RIG_BLOCK};
     rig_open(true);
     volume = open_volume("vol");
     ck_assert_int_eq(fill(volume, 0, 220), 0);
@@ -142,8 +142,8 @@ START_TEST(failed_growth_is_tried_again)
     uint64_t at;
     int r;
 
-    rig.params.config.extend_data =
-        (struct pool_auto_extend){100, 20 * RIG_BLOCK, 260 * RIG_BLOCK};
+    rig.params.config.extend_data = (struct pool_auto_extend){
+        .percent = 100, .step_bytes = 20 * RIG_BLOCK, .limit_bytes = 260 * RIG_BLOCK};
     rig.params.config.on_full = POOL_QUEUE;
     rig_open(true);
     volume = open_volume("vol");

@@ -76,7 +76,11 @@ START_TEST(one_line_is_enough)
     ck_assert(config.pool.zeroing);
     ck_assert_int_eq(config.pool.discards, POOL_DISCARD_PASSDOWN);
     ck_assert(config.pool.extend_metadata);
-    ck_assert_uint_eq(config.pool.extend_data.percent, 0);
+    ck_assert_uint_eq(config.pool.extend_data.percent, 90);
+    config_resolve_auto_extend(&config.pool.extend_data, 1000ull << 20);
+    ck_assert_uint_eq(config.pool.extend_data.step_bytes, 100ull << 20);
+    ck_assert_uint_eq(config.pool.extend_data.limit_bytes, 2000ull << 20);
+    ck_assert_uint_eq(config.pool.overcommit_percent, 0);
     config_fini(&config);
 }
 END_TEST
@@ -119,6 +123,7 @@ START_TEST(every_key_is_read)
                                "zeroing = no\n"
                                "discards = unmap\n"
                                "auto_extend = 80:10G:1T\n"
+                               "overcommit = 300%\n"
                                "extend_metadata = off\n"),
                      0);
     ck_assert_str_eq(config.state_dir, "/var/lib/thinsrv");
@@ -157,6 +162,7 @@ START_TEST(every_key_is_read)
     ck_assert(!config.pool.zeroing);
     ck_assert_int_eq(config.pool.discards, POOL_DISCARD_UNMAP);
     ck_assert_uint_eq(config.pool.extend_data.percent, 80);
+    ck_assert_uint_eq(config.pool.overcommit_percent, 300);
     ck_assert_uint_eq(config.pool.extend_data.step_bytes, 10ull << 30);
     ck_assert_uint_eq(config.pool.extend_data.limit_bytes, 1ull << 40);
     ck_assert(!config.pool.extend_metadata);
@@ -226,6 +232,10 @@ static const struct {
     {"[pool-defaults]\nauto_extend = 0:1G:1T\n", 4, "PERCENT:STEP:LIMIT"},
     {"[pool-defaults]\nauto_extend = 101:1G:1T\n", 4, "PERCENT:STEP:LIMIT"},
     {"[pool-defaults]\nauto_extend = 80:x:1T\n", 4, "auto_extend"},
+    {"[pool-defaults]\nauto_extend = 80:0%:1T\n", 4, "percentage"},
+    {"[pool-defaults]\nauto_extend = 80:1G:5%5\n", 4, "percentage"},
+    {"[pool-defaults]\novercommit = 300\n", 4, "percentage"},
+    {"[pool-defaults]\novercommit = 0%\n", 4, "percentage"},
     {"[pool-defaults]\nauto_extend = 80:1G:1000\n", 4, "\"1000\""},
     {"[pool-defaults]\nname = x\n", 4, "unknown key name in [pool-defaults]"},
 };
