@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/base/checked.h"
 #include "core/base/cleanup.h"
 #include "core/ondisk/details.h"
 #include "core/ondisk/mapping.h"
@@ -600,6 +601,10 @@ check_run(struct meta_source *src, const struct check_options *opts, struct repo
     if (r < 0 || !ret->sb_good || opts->super_block_only)
         return r;
     judge_sizes(&c);
+    source_reads_for(src, "metadata blocks checked",
+                     opts->metadata_snap ? 0
+                                         : min_u64(ret->sb.metadata_sm.nr_allocated,
+                                                   ret->metadata_blocks));
     /* The held snapshot and a look without mappings need a part of it only. */
     if (!opts->metadata_snap && !opts->skip_mappings)
         ahead =

@@ -156,6 +156,9 @@ live_open(struct meta_source *src, const struct live_options *opts, struct live_
         if (r < 0)
             return thin_wrap(err, r, "metadata snapshot");
     }
+    source_reads_for(
+        src, "metadata blocks read",
+        opts->metadata_snap ? 0 : min_u64(live.metadata_sm.nr_allocated, ret->nr_blocks));
     r = read_devices(ret, opts, err);
     if (r < 0)
         live_close(ret);
@@ -342,7 +345,7 @@ live_feed(struct live_pool *pool, const struct live_options *opts,
             continue;
         if (!dev->have_details)
             continue; /* lenient only: nobody can use it without */
-        r = source_tick(pool->src, "devices", i, pool->nr_devices);
+        r = source_tick(pool->src, NULL, 0, 0);
         if (r >= 0)
             r = read_device(pool, opts, &cache, dev, visitor, arg, err);
     }

@@ -243,6 +243,7 @@ source_write(struct meta_source *src, mblock_t b, const void *buf, size_t nr_blo
                         nr_blocks * METADATA_BLOCK_SIZE);
     if (r < 0)
         return thin_fail_code(err, r, "write metadata block %" PRIu64, b);
+    src->nr_written += nr_blocks;
     return 0;
 }
 
@@ -254,11 +255,26 @@ source_flush(struct meta_source *src, struct thin_error *err)
     return r < 0 ? thin_fail_code(err, r, "flush the metadata device") : 0;
 }
 
+void
+source_reads_for(struct meta_source *src, const char *what, uint64_t total)
+{
+    src->reading_for = what;
+    src->reading_from = src->nr_read;
+    src->reading_total = total;
+}
+
 int
 source_tick(struct meta_source *src, const char *what, uint64_t done, uint64_t total)
 {
     if (!src->progress.tick)
         return 0;
+    if (!what && src->reading_for) {
+        what = src->reading_for;
+        done = src->nr_read - src->reading_from;
+        total = src->reading_total;
+        if (total && done > total) /* some are read twice */
+            done = total;
+    }
     return src->progress.tick(src->progress.arg, what, done, total) ? -THIN_E_CANCELLED
                                                                     : 0;
 }

@@ -32,7 +32,8 @@ struct source_ops {
     void (*close)(void *arg); /* may be NULL */
 };
 
-/* Called now and then with work done and in all (0: not known); not 0 cancels. */
+/* Called now and then with work done and in all (0: not known); not 0 cancels. `what` may
+   be NULL: nothing is known but that work goes on. */
 struct source_progress {
     int (*tick)(void *arg, const char *what, uint64_t done, uint64_t total);
     void *arg;
@@ -47,7 +48,10 @@ struct meta_source {
     struct source_progress progress;
     uint8_t *piece;             /* SOURCE_PIECE_BLOCKS, aligned to 4096 */
     struct source_ahead *ahead; /* NULL before the first long row, or for good */
-    uint64_t nr_read, nr_unreadable;
+    uint64_t nr_read, nr_unreadable, nr_written;
+    /* What reading is for, in words, and how many blocks that may need; NULL: unknown. */
+    const char *reading_for;
+    uint64_t reading_from, reading_total;
 };
 
 enum source_mode {
@@ -94,6 +98,9 @@ bool source_is_slow(const struct meta_source *src);
 int source_write(struct meta_source *src, mblock_t b, const void *buf, size_t nr_blocks,
                  struct thin_error *err);
 int source_flush(struct meta_source *src, struct thin_error *err);
+
+/* From now on reads tell their progress by these words; `total` 0: not known. */
+void source_reads_for(struct meta_source *src, const char *what, uint64_t total);
 
 /* Asks the progress function; -THIN_E_CANCELLED or 0. */
 int source_tick(struct meta_source *src, const char *what, uint64_t done, uint64_t total);

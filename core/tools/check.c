@@ -168,7 +168,7 @@ check(const struct tool *tool, const struct check_args *args, const char *path)
                   &src, &err);
     if (r >= 0)
         r = check_source(tool, args, src, &err);
-    source_close(src);
+    tool_close(src);
     if (r >= 0)
         return r;
     if (args->quiet)

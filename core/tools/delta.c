@@ -57,7 +57,7 @@ delta(const struct delta_args *args, const char *path, struct thin_error *err)
         }
         live_close(&pool);
     }
-    source_close(src);
+    tool_close(src);
     tool_progress_end();
     return r;
 }

@@ -56,7 +56,7 @@ dump(const struct tool *tool, const struct dump_args *args, const char *path)
         r = dump_to(args, src, &out, &err);
     if (r >= 0)
         r = tool_output_close(&out, &err);
-    source_close(src);
+    tool_close(src);
     tool_progress_end();
     if ((r == -THIN_E_CHECKSUM || r == -THIN_E_BAD_BLOCK) && !args->live.lenient)
         r = thin_wrap(&err, r,

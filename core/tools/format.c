@@ -87,7 +87,7 @@ format(const struct format_args *args, struct thin_error *err)
     if (r >= 0)
         r = judge_old(dst, args, err);
     if (r < 0) {
-        source_close(dst);
+        tool_close(dst);
         return r;
     }
     r = builder_init(&b, dst, NULL, err);
@@ -97,7 +97,7 @@ format(const struct format_args *args, struct thin_error *err)
     if (r >= 0)
         r = builder_visitor.end(&b);
     builder_fini(&b);
-    source_close(dst);
+    tool_close(dst);
     tool_progress_end();
     return r < 0 ? thin_wrap(err, r, "format %s", args->path) : 0;
 }

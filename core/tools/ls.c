@@ -349,6 +349,6 @@ tool_ls(const struct tool *tool, int argc, char **argv)
         r = list(tool, &args, &pool, &err);
         live_close(&pool);
     }
-    source_close(src);
+    tool_close(src);
     return r < 0 ? tool_fail(tool, r, &err) : 0;
 }

@@ -26,6 +26,7 @@ const struct tool tools[] = {
      .official = "thin_dump",
      .run = tool_dump,
      .synopsis = "[options] {device|file}",
+     .half = "the output is incomplete",
      .summary = "print the metadata as XML, text or JSON",
      .usage = "  -f, --format xml|human_readable|json\n"
               "  -r, --repair                   what can still be reached\n"
@@ -36,6 +37,7 @@ const struct tool tools[] = {
     {.verb = "format",
      .run = tool_format,
      .synopsis = "[options] --data-size SIZE METADEV",
+     .half = "what is on the output is no pool and has to be made again",
      .summary = "make the metadata of an empty pool",
      .usage =
          "      --data-size SIZE           of the data device (as 10G)\n"
@@ -46,6 +48,7 @@ const struct tool tools[] = {
      .official = "thin_restore",
      .run = tool_restore,
      .synopsis = "[options] -i XML -o {device|file}",
+     .half = "what is on the output is no pool and has to be made again",
      .summary = "make metadata from a dump's XML",
      .usage = "  -i, --input FILE               - for standard input\n"
               "  -o, --output FILE              a device or an existing file\n"
@@ -83,6 +86,7 @@ const struct tool tools[] = {
      .official = "thin_delta",
      .run = tool_delta,
      .synopsis = "[options] --thin1 N --thin2 N {device|file}",
+     .half = "the output is incomplete",
      .summary = "what differs between two devices",
      .usage = "      --thin1 N, --snap1 N\n"
               "      --thin2 N, --snap2 N\n"
@@ -93,12 +97,14 @@ const struct tool tools[] = {
      .official = "thin_rmap",
      .run = tool_rmap,
      .synopsis = "--region A..B... {device|file}",
+     .half = "the output is incomplete",
      .summary = "who maps these data blocks",
      .usage = "      --region A..B              blocks A to B - 1; may repeat\n"},
     {.verb = "repair",
      .official = "thin_repair",
      .run = tool_repair,
      .synopsis = "[options] -i {device|file} -o {device|file}",
+     .half = "what is on the output is no pool and has to be made again",
      .summary = "make good metadata from what is left of damaged",
      .usage =
          "  -i, --input FILE               only read\n"
@@ -118,6 +124,7 @@ const struct tool tools[] = {
      .official = "thin_metadata_pack",
      .run = tool_pack,
      .synopsis = "-i {device|file} -o FILE",
+     .half = "the output is incomplete",
      .summary = "metadata to a small file, to send to somebody",
      .usage = "  -i, --input FILE\n"
               "  -o, --output FILE\n"},
@@ -125,6 +132,7 @@ const struct tool tools[] = {
      .official = "thin_metadata_unpack",
      .run = tool_unpack,
      .synopsis = "-i FILE -o {device|file}",
+     .half = "what is on the output is no pool and has to be made again",
      .summary = "the other way",
      .usage = "  -i, --input FILE\n"
               "  -o, --output FILE              made if missing\n" TOOL_USAGE_TAKEOVER},

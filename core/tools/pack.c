@@ -19,12 +19,8 @@ static long
 read_fd(void *arg, void *buf, size_t room)
 {
     const int *fd = arg;
-    ssize_t n;
 
-    do
-        n = read(*fd, buf, room);
-    while (n < 0 && errno == EINTR);
-    return n < 0 ? -errno : (long)n;
+    return tool_input_read(*fd, buf, room);
 }
 
 static int
@@ -41,7 +37,7 @@ pack(const char *input, const char *output, struct thin_error *err)
         r = pack_device(src, write_fd, &out, &nr, err);
     if (r >= 0)
         r = tool_output_close(&out, err);
-    source_close(src);
+    tool_close(src);
     tool_progress_end();
     return r < 0 ? thin_wrap(err, r, "pack %s", input) : 0;
 }
@@ -84,7 +80,7 @@ unpack(const char *input, const char *output, struct thin_error *err)
     r = tool_open(output, SOURCE_WRITE, &dst, err);
     if (r >= 0)
         r = unpack_device(read_fd, &fd, dst, err);
-    source_close(dst);
+    tool_close(dst);
     tool_progress_end();
     return r < 0 ? thin_wrap(err, r, "unpack %s", input) : 0;
 }

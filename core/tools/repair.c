@@ -98,7 +98,7 @@ build(const struct tool *tool, const struct repair_args *args, struct repair_pla
     if (r >= 0)
         r = repair_plan_feed(plan, &builder_visitor, &b, err);
     builder_fini(&b);
-    source_close(dst);
+    tool_close(dst);
     return r;
 }
 
@@ -133,7 +133,7 @@ repair(const struct tool *tool, const struct repair_args *args, struct thin_erro
         return r;
     r = read_kept(args, &kept, err);
     if (r < 0) {
-        source_close(src);
+        tool_close(src);
         return r;
     }
     r = repair_plan_make(&plan, src, &args->over, &kept, err);
@@ -145,7 +145,7 @@ repair(const struct tool *tool, const struct repair_args *args, struct thin_erro
         r = build(tool, args, &plan, err);
     tool_progress_end();
     repair_plan_fini(&plan);
-    source_close(src);
+    tool_close(src);
     return r < 0 ? thin_wrap(err, r, "repair %s", args->input) : 0;
 }
 

@@ -19,12 +19,8 @@ static long
 pull_file(void *arg, char *buf, size_t room)
 {
     const int *fd = arg;
-    ssize_t n;
 
-    do
-        n = read(*fd, buf, room);
-    while (n < 0 && errno == EINTR);
-    return n < 0 ? -errno : (long)n;
+    return tool_input_read(*fd, buf, room);
 }
 
 static int
@@ -50,7 +46,7 @@ restore(const struct restore_args *args, struct thin_error *err)
     if (r >= 0)
         r = xml_read(pull_file, &fd, &builder_visitor, &b, err);
     builder_fini(&b);
-    source_close(dst);
+    tool_close(dst);
     tool_progress_end();
     return r < 0 ? thin_wrap(err, r, "restore %s", args->input) : 0;
 }

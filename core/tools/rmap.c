@@ -70,7 +70,7 @@ run_rmap(const char *path, const struct rmap_region *regions, size_t nr,
         }
         live_close(&pool);
     }
-    source_close(src);
+    tool_close(src);
     tool_progress_end();
     return r;
 }

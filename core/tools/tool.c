@@ -20,6 +20,12 @@
 /* A process has one terminal and one set of signals. */
 static volatile sig_atomic_t interrupted;
 static bool progress_shown, on_terminal;
+static struct {
+    const char *what; /* the last that was told, or NULL */
+    uint64_t done, total;
+    const struct meta_source *output; /* while it is open */
+    bool has_written;
+} work;
 int tool_takeover;
 
 const char *
@@ -37,7 +43,18 @@ int
 tool_fail(const struct tool *tool, int code, const struct thin_error *err)
 {
     tool_progress_end();
-    fprintf(stderr, "%s: %s\n", tool_name(tool), thin_error_text(err, code));
+    if (code != -THIN_E_CANCELLED) {
+        fprintf(stderr, "%s: %s\n", tool_name(tool), thin_error_text(err, code));
+        return 1;
+    }
+    fprintf(stderr, "%s: interrupted", tool_name(tool));
+    if (work.what && work.total)
+        fprintf(stderr, " after %" PRIu64 " of %" PRIu64 " %s", work.done, work.total,
+                work.what);
+    else if (work.what)
+        fprintf(stderr, " after %" PRIu64 " %s", work.done, work.what);
+    fprintf(stderr, "; %s\n",
+            work.has_written && tool->half ? tool->half : "nothing was changed");
     return 1;
 }
 
@@ -169,12 +186,20 @@ static int
 tick(void *arg, const char *what, uint64_t done, uint64_t total)
 {
     static uint64_t last;
-    struct meta_source *src = arg;
     uint64_t now;
 
+    (void)arg;
+
+    if (work.output && work.output->nr_written)
+        work.has_written = true;
+    if (what) {
+        work.what = what;
+        work.done = done;
+        work.total = total;
+    }
     if (interrupted)
         return 1;
-    if (!on_terminal)
+    if (!on_terminal || !work.what)
         return 0;
     now = now_ms();
     if (!last)
@@ -183,10 +208,11 @@ tick(void *arg, const char *what, uint64_t done, uint64_t total)
         return 0;
     last = now;
     progress_shown = true;
-    if (what && total)
-        fprintf(stderr, "\r%s %" PRIu64 " of %" PRIu64 " \033[K", what, done, total);
+    if (work.total)
+        fprintf(stderr, "\r%s: %" PRIu64 " of %" PRIu64 " \033[K", work.what, work.done,
+                work.total);
     else
-        fprintf(stderr, "\r%" PRIu64 " blocks read \033[K", src->nr_read);
+        fprintf(stderr, "\r%s: %" PRIu64 " \033[K", work.what, work.done);
     return 0;
 }
 
@@ -221,7 +247,38 @@ tool_open(const char *path, enum source_mode mode, struct meta_source **ret_src,
     sigaction(SIGTERM, &sa, NULL);
     (*ret_src)->progress.tick = tick;
     (*ret_src)->progress.arg = *ret_src;
+    if (mode == SOURCE_WRITE)
+        work.output = *ret_src;
     return 0;
+}
+
+void
+tool_close(struct meta_source *src)
+{
+    if (src && src == work.output) {
+        work.has_written |= src->nr_written > 0;
+        work.output = NULL;
+    }
+    source_close(src);
+}
+
+int
+tool_go_on(void)
+{
+    return interrupted ? -THIN_E_CANCELLED : 0;
+}
+
+long
+tool_input_read(int fd, char *buf, size_t room)
+{
+    ssize_t n;
+
+    do {
+        if (interrupted)
+            return -THIN_E_CANCELLED;
+        n = read(fd, buf, room);
+    } while (n < 0 && errno == EINTR);
+    return n < 0 ? -errno : (long)n;
 }
 
 /* ---- output ----------------------------------------------------------------------------- */
@@ -250,6 +307,7 @@ tool_output_write(void *arg, const char *bytes, size_t len)
         if (interrupted)
             return -THIN_E_CANCELLED;
         n = write(out->fd, bytes, len);
+        work.has_written |= n > 0;
 
         if (n < 0 && errno == EINTR)
             continue;

@@ -23,6 +23,7 @@ struct tool {
     const char *usage;    /* the lines of options */
     const char *synopsis; /* what follows the name */
     const char *summary;
+    const char *half; /* what is left when it is interrupted after it began to write */
     bool as_official; /* called by the official name */
 };
 
@@ -44,7 +45,8 @@ int tool_size_verb(const struct tool *tool, int argc, char **argv);
 /* "thinmeta check" or "thin_check". Lives as long as the process. */
 const char *tool_name(const struct tool *tool);
 
-/* Prints one line "NAME: words" on stderr; returns the exit code 1. */
+/* Prints one line "NAME: words" on stderr; returns the exit code 1. Of interrupted work:
+   how far it had come, and what is left of it. */
 int tool_fail(const struct tool *tool, int code, const struct thin_error *err);
 
 /* Prints words and usage on stderr; returns the exit code of a wrong command line. */
@@ -91,6 +93,16 @@ bool tool_override(struct build_override *over, int which, const char *text);
 /* Opens a source with progress on a terminal. For writing: heeds the owner mark. */
 int tool_open(const char *path, enum source_mode mode, struct meta_source **ret_src,
               struct thin_error *err);
+/* What tool_open has opened; NULL is fine. */
+void tool_close(struct meta_source *src);
+
+/* A file or a pipe that is read as a stream: bytes, 0 at its end, or a negative code;
+   -THIN_E_CANCELLED once the work is interrupted. */
+long tool_input_read(int fd, char *buf, size_t room);
+
+/* -THIN_E_CANCELLED once the work is interrupted, for steps that read nothing. */
+int tool_go_on(void);
+
 /* Ends the progress line if there is one. */
 void tool_progress_end(void);
 

@@ -26,8 +26,10 @@ discard(void *arg, const struct superblock *sb, dblock_t begin, dblock_t end)
     struct trimmer *t = arg;
     uint64_t block = (uint64_t)sb->data_block_size * SECTOR_SIZE;
     uint64_t range[2] = {begin * block, (end - begin) * block};
-    int r;
+    int r = tool_go_on();
 
+    if (r < 0)
+        return r;
     /* Recorded for the data device, which may have been cut since: nothing beyond. */
     if (range[0] >= t->size)
         return 0;
@@ -85,7 +87,7 @@ trim(const char *metadata, const char *data, struct trimmer *t, struct thin_erro
         r = trim_free_ranges(src, discard, t, err);
     if (r >= 0 && fsync(t->fd) < 0)
         r = -errno;
-    source_close(src);
+    tool_close(src);
     tool_progress_end();
     if (r < 0 && err->text[0] == '\0')
         r = thin_fail_code(err, r, "discard on %s", data);
@@ -124,6 +126,14 @@ tool_trim(const struct tool *tool, int argc, char **argv)
     r = trim(metadata, data, &t, &err);
     if (t.fd >= 0)
         close(t.fd);
+    if (r == -THIN_E_CANCELLED && t.nr_ranges) {
+        tool_progress_end();
+        fprintf(stderr,
+                "%s: interrupted after %" PRIu64 " bytes in %" PRIu64
+                " ranges were discarded\n",
+                tool_name(tool), t.bytes, t.nr_ranges);
+        return 1;
+    }
     if (r < 0)
         return tool_fail(tool, r, &err);
     if (!tool->as_official)
