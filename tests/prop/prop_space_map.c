@@ -141,11 +141,24 @@ fill(uint32_t *counts, uint64_t nr_blocks)
     return taken;
 }
 
+/* Growths by one block and by a few, within a bitmap, to its end and around that, and
+   over several. */
+static const uint64_t growths[] = {
+    1, 2, 3, 8200, BITMAP_ENTRIES - 1, BITMAP_ENTRIES, BITMAP_ENTRIES + 1, 40000,
+};
+#define NR_GROWTHS ((unsigned)(sizeof(growths) / sizeof(growths[0])))
+#define NR_SIZES   15u /* from two below one, two and three bitmaps to two above */
+
+static uint64_t
+size_of(unsigned i)
+{
+    return (uint64_t)BITMAP_ENTRIES * (1 + i / 5) + i % 5 - 2;
+}
+
 START_TEST(every_block_of_any_size_is_found)
 {
-    uint64_t size =
-        (uint64_t)BITMAP_ENTRIES * (1 + (unsigned)_i / 5) + (unsigned)_i % 5 - 2;
-    uint64_t grown = size + 1 + (unsigned)_i % 3 * 8200;
+    uint64_t size = size_of((unsigned)_i / NR_GROWTHS);
+    uint64_t grown = size + growths[(unsigned)_i % NR_GROWTHS];
     uint32_t *counts = calloc(grown, sizeof(*counts));
     bool done = false;
 
@@ -166,6 +179,64 @@ START_TEST(every_block_of_any_size_is_found)
     check_disk(counts, grown);
     rig_destroy(rig);
     free(counts);
+}
+END_TEST
+
+/* ---- the metadata's own ------------------------------------------------------------------ */
+
+static int
+op_grow_own(struct rig *r_, void *arg, struct thin_error *err)
+{
+    return tm_extend(r_->tm, *(uint64_t *)arg, err);
+}
+
+/* Takes each free block, in one operation that is undone: how many there are. */
+static uint64_t
+count_own(uint64_t nr_blocks)
+{
+    uint8_t *seen = calloc(nr_blocks, 1);
+    uint64_t nr = 0;
+    mblock_t b = 0;
+
+    want(seen);
+    tm_op_begin(rig->tm, TM_COMMIT);
+    while (tm_alloc(rig->tm, &b, NULL) == 0) {
+        want(b > 0 && b < nr_blocks && !seen[b]);
+        seen[b] = 1;
+        nr++;
+    }
+    tm_op_undo(rig->tm);
+    free(seen);
+    return nr;
+}
+
+static void
+check_own(uint64_t nr_blocks)
+{
+    struct tm_stats stats;
+
+    /* What the last commits freed is free from the next ones on. */
+    rig_ok(rig, rig_commit(rig));
+    tm_get_stats(rig->tm, &stats);
+    want_eq(stats.nr_blocks, nr_blocks);
+    want_eq(stats.nr_pending, 0);
+    want_eq(count_own(nr_blocks) + stats.nr_allocated, nr_blocks);
+    rig_recount(rig);
+}
+
+START_TEST(every_metadata_block_of_any_size_is_found)
+{
+    uint64_t size = size_of((unsigned)_i / NR_GROWTHS);
+    uint64_t grown = size + growths[(unsigned)_i % NR_GROWTHS];
+
+    rig = rig_create_reserving(size, 100, 100, 0, false, 0);
+    check_own(size);
+    rig_ok(rig, device_grow_wait(rig->dev, grown * METADATA_BLOCK_SIZE));
+    rig_ok(rig, rig_do(rig, TM_COMMIT, op_grow_own, &grown));
+    check_own(grown);
+    rig_reopen(rig);
+    check_own(grown);
+    rig_destroy(rig);
 }
 END_TEST
 
@@ -380,7 +451,10 @@ main(void)
     int failed;
 
     tcase_set_timeout(tc, 120);
-    tcase_add_loop_test(tc, every_block_of_any_size_is_found, 0, 15);
+    tcase_add_loop_test(tc, every_block_of_any_size_is_found, 0,
+                        (int)(NR_SIZES * NR_GROWTHS));
+    tcase_add_loop_test(tc, every_metadata_block_of_any_size_is_found, 0,
+                        (int)(NR_SIZES * NR_GROWTHS));
     tcase_add_loop_test(tc, counts_are_those_of_the_model, 0, 3);
     suite_add_tcase(s, tc);
     sr = srunner_create(s);
