@@ -15,6 +15,8 @@
     X(EARLY_REUSE, "a metadata block freed in the open transaction is used again")       \
     X(REUSE_IN_CUT, "a data block freed by the transaction being written is used again") \
     X(REUSE_WHILE_READ, "a freed block is used again while a read is on its way to it")  \
+    X(REUSE_IN_PASSDOWN, "a freed block is used again while it is being passed down")    \
+    X(REUSE_PINNED, "a freed block is used again that a pinned view reaches")            \
     X(SUPERBLOCK_FIRST, "the superblock does not wait for the flush of its nodes")       \
     X(CATALOGUE_LOST, "the catalogue's pages are not written")                           \
     X(STALE_CACHE, "a roll-back leaves the mapping cache as it was")                     \

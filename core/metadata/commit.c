@@ -171,7 +171,6 @@ void
 metadata_set_durable(struct metadata *md, uint64_t txn)
 {
     tm_set_durable(md->tm, txn);
-    md->durable_txn = txn;
 }
 
 bool
@@ -180,7 +179,8 @@ metadata_free_some(struct metadata *md, uint64_t max_data_blocks,
 {
     bool more = tm_free_some(md->tm, FREE_METADATA_STEP);
 
-    return sm_durable_some(md->data_sm, md->durable_txn, max_data_blocks, freed, arg) ||
+    return sm_durable_some(md->data_sm, tm_freed_up_to(md->tm), max_data_blocks, freed,
+                           arg) ||
            more;
 }
 

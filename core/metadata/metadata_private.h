@@ -76,7 +76,7 @@ struct metadata {
     struct block_manager *bm;
     struct transaction_manager *tm;
     struct space_map *data_sm; /* NULL until loaded or formatted */
-    uint64_t txn, durable_txn;
+    uint64_t txn;
 
     struct md_state now, before;
     bool op_open;

@@ -24,7 +24,6 @@ open_tm(struct metadata *md)
         return r;
     tm_get_stats(md->tm, &stats);
     md->txn = stats.txn;
-    md->durable_txn = 0;
     trees_init(md);
     return 0;
 }

@@ -361,6 +361,7 @@ tm_alloc(struct transaction_manager *tm, mblock_t *ret_block, struct thin_error 
     if (!find_free(tm, tm->core.cursor, tm->core.nr_blocks, &b))
         THIN_ASSERT(find_free(tm, 0, tm->core.cursor, &b));
 
+    THIN_ASSERT(!bitset_test(&tm->pending, b));
     r = set_count(tm, b, 0, 1, STATE_MADE, err);
     if (r < 0)
         return r;

@@ -280,13 +280,14 @@ tm_cut(struct transaction_manager *tm)
     return tm->txn++;
 }
 
-/* Frees of the newest transaction that neither a crash nor a pinned view may need. */
-static uint64_t
-released_up_to(const struct transaction_manager *tm)
+uint64_t
+tm_freed_up_to(const struct transaction_manager *tm)
 {
     uint64_t txn = tm->durable;
     const struct tm_pin *pin;
 
+    if (seeded_bug(SEEDED_REUSE_PINNED))
+        return txn;
     TAILQ_FOREACH(pin, &tm->pins, link)
         txn = min_u64(txn, pin->txn);
     return txn;
@@ -295,7 +296,7 @@ released_up_to(const struct transaction_manager *tm)
 bool
 tm_free_some(struct transaction_manager *tm, uint32_t max)
 {
-    uint64_t txn = released_up_to(tm);
+    uint64_t txn = tm_freed_up_to(tm);
 
     THIN_ASSERT(!tm->op_open);
     txn += seeded_bug(SEEDED_EARLY_REUSE) ? 1 : 0;

@@ -179,6 +179,8 @@ void tm_durable(struct transaction_manager *tm, uint64_t txn);
 /* In two parts: says so, and then frees `max` blocks a call; true: some are left. */
 void tm_set_durable(struct transaction_manager *tm, uint64_t txn);
 bool tm_free_some(struct transaction_manager *tm, uint32_t max);
+/* Frees up to this transaction may be needed neither after a crash nor by a view. */
+uint64_t tm_freed_up_to(const struct transaction_manager *tm);
 
 /* Blocks freed in transactions above `txn` stay until the pin goes. Any number. */
 struct tm_pin {

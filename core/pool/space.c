@@ -187,6 +187,12 @@ passdown_done(struct device_io *dio, int result)
         log_debug("a discard was not passed down pool=%s error=%s", pool->name,
                   thin_error_name(result));
     pd->run = NULL;
+    if (seeded_bug(SEEDED_REUSE_IN_PASSDOWN)) {
+        TAILQ_INSERT_HEAD(&pool->space->free_runs, run, link);
+        pool_data_end(pool, true, 0);
+        passdown_kick(pool);
+        return;
+    }
     /* It changed the device: the next flush has to cover it, or an old write to a block
        that is used again could be overtaken by it. */
     held_release(pool, run);
@@ -222,6 +228,10 @@ passdown_kick(struct pool *pool)
         pd->dio.len = (run->end - run->begin) * bs;
         pd->dio.done = passdown_done;
         pool_data_begin(pool);
+        if (seeded_bug(SEEDED_REUSE_IN_PASSDOWN)) {
+            runs_remove(&sp->held, run->begin, run->end);
+            loop_defer(pool->loop, &sp->wake_task);
+        }
         device_submit(pool->data, &pd->dio);
     }
 }
@@ -296,6 +306,15 @@ space_recheck_held(struct pool *pool)
         TAILQ_INSERT_TAIL(&sp->to_pass, run, link);
     }
     passdown_kick(pool);
+}
+
+bool
+space_is_held(const struct pool *pool, dblock_t begin, dblock_t end)
+{
+    const struct run_set *held = &pool->space->held;
+    unsigned at = runs_at(held, begin);
+
+    return at < held->nr && held->runs[at].begin < end;
 }
 
 bool
@@ -551,7 +570,7 @@ space_after_commit(struct pool *pool)
     metadata_data_space(pool->md, &ms);
     low_water_look(pool);
     if (pool->config.extend_data.percent && ms.nr_blocks &&
-        (double)(ms.nr_blocks - ms.nr_free) * 100.0 >=
+        (double)(ms.nr_blocks - ms.nr_free - ms.nr_pending) * 100.0 >=
             (double)ms.nr_blocks * pool->config.extend_data.percent)
         space_extend(pool);
 }

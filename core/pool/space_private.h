@@ -79,6 +79,8 @@ int space_look(struct pool *pool, dblock_t from, dblock_t end, uint64_t wanted,
                dblock_t *ret_begin, uint64_t *ret_len, dblock_t *ret_next,
                struct thin_error *err);
 bool space_has_held(const struct pool *pool);
+/* Some of [begin, end) was freed and may not be used yet. */
+bool space_is_held(const struct pool *pool, dblock_t begin, dblock_t end);
 
 /* After each commit: events of low water. */
 void low_water_look(struct pool *pool);

@@ -302,6 +302,9 @@ find_nothing(struct space_window *w)
         commit_want(pool, txn);
         busy = true;
     }
+    /* A view holds back what was freed behind it: the oldest goes before a write does. */
+    if (!busy && ms.nr_pending > 0 && pins_drop_oldest(pool))
+        busy = true;
     if (!busy) {
         sp->host_full = false; /* the pool itself is full */
         window_fail(w, -THIN_E_NO_DATA_SPACE);
@@ -341,6 +344,7 @@ find_done(struct metaop *op, int result, const struct thin_error *err)
         w->nr = (unsigned)min_u64(w->nr, stretch * WINDOW_BLOCKS_MAX - w->v);
     }
     sp->cursor = w->dbase + w->nr;
+    THIN_ASSERT(!space_is_held(pool, w->dbase, w->dbase + w->nr));
     w->has_run = runs_add(&sp->windows, w->dbase, w->dbase + w->nr);
     THIN_ASSERT(w->has_run); /* as many runs as windows */
     window_prove(w);

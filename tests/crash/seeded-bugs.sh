@@ -2,6 +2,10 @@
 # Shows that the simulation finds faults: runs it over a core that has one bug on purpose
 # after the other, each must be found within SEEDS_MAX seeds; without a bug nothing is
 # found. seeded-bugs.sh PROGRAM [NAME...]
+# RULES: test programs of the rules for blocks that were freed, over the same core. Each
+# of RULE_BUGS breaks one of the rules, and must make one of them fail; what needs a
+# pinned view the simulation does not look for.
+RULE_BUGS="EARLY_REUSE REUSE_IN_CUT REUSE_WHILE_READ REUSE_IN_PASSDOWN REUSE_PINNED"
 SEEDS_MAX=${SEEDS_MAX:-1500}
 program=$1
 shift
@@ -16,10 +20,38 @@ if ! SEEDS=40 TWICE=0 CRASHES=1000000 "$program" >"$out" 2>&1; then
 	cat "$out"
 	exit 1
 fi
+for t in ${RULES:-}; do
+	if ! timeout 60 "$t" >"$out" 2>&1; then
+		echo "without a bug a test of the rules fails:"
+		cat "$out"
+		exit 1
+	fi
+done
 printf '%-18s %5s  %s\n' "bug" "seeds" "found by"
 while read -r name words; do
 	if [ $# -gt 0 ]; then
 		case " $* " in *" $name "*) ;; *) continue ;; esac
+	fi
+	by=
+	case " $RULE_BUGS " in
+	*" $name "*)
+		for t in ${RULES:-}; do
+			THIN_SEEDED_BUG=$name timeout 60 "$t" >"$out" 2>&1 ||
+				by="$by$(sed -n 's/^.*:[EF]:[^:]*:\([^:]*\):.*/\1/p' "$out" | tr '\n' ' ')"
+		done
+		if [ -n "${RULES:-}" ]; then
+			if [ -z "$by" ]; then
+				missed=$((missed + 1))
+				echo "$name: NO TEST of the rule fails: $words"
+			else
+				echo "$name: $by" | cut -c1-110
+			fi
+		fi
+		;;
+	esac
+	if [ "$name" = REUSE_PINNED ]; then
+		[ -n "$by" ] && found=$((found + 1))
+		continue
 	fi
 	if THIN_SEEDED_BUG=$name SEEDS=$SEEDS_MAX TWICE=0 CRASHES=1000000 \
 		timeout 60 "$program" >"$out" 2>&1; then
