@@ -6,9 +6,17 @@
  * negative code: -1 to -999 is -errno, from -1001 on the codes are THINMETA_E_*; words
  * stand in the struct thinmeta_error that the caller hands in (or NULL).
  *
- * ABI: the library's soname changes when this header breaks. Structs that may grow
- * begin with `size`, which the caller sets to sizeof; functions never disappear. All
- * names are versioned THINMETA_0.
+ * ABI: the library's soname (libthinmeta.so.0) changes when this header breaks. Structs
+ * that may grow begin with `size`, which the caller sets to sizeof; those that callbacks
+ * get may grow at their end; functions never disappear, numbers never change. Every
+ * function carries a version of its own (libthinmeta.map), THINMETA_0 for the first.
+ *
+ * Threads: a handle on a path has a few of its own that read ahead; they call nothing,
+ * take no signals, and end with thinmeta_close. Other handles have none.
+ *
+ * Memory: in a check 5 bytes for each metadata block, 56 for each distinct node and one
+ * for each data block in bitmaps that anything maps; reading and writing alike take a few
+ * MiB, however many mappings there are.
  *
  * Callbacks return 0 to go on. Another value ends the call, which returns it if it is
  * negative and THINMETA_E_CANCELLED if it is positive. They must not use the handle.
