@@ -237,6 +237,7 @@ fill_volume(const struct request *rq, struct volume_list *l,
         v->holder = words(holder);
     v->size_unknown = info->size_unknown;
     v->is_protected = info->is_protected;
+    v->damaged = info->damaged;
     v->reserve = info->reserve;
     v->quota = info->quota;
     if (right >= AUTH_MANAGE)

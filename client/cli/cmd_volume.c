@@ -96,7 +96,7 @@ fill_row(struct output *output, const Thin__VolumeInfo *v)
         output_cell_size(output, v->size);
     output_cell_size(output, v->mapped);
     output_cell(output, v->has_exclusive ? output_size(word, v->exclusive) : "-");
-    output_cell(output, v->read_only ? "ro" : "rw");
+    output_cell(output, v->damaged ? "damaged" : v->read_only ? "ro" : "rw");
     output_cell(output, *v->parent ? v->parent : "-");
     output_cell(output, output_time(word, v->created));
     output_cell(output, v->attached ? v->holder : "-");
@@ -256,6 +256,8 @@ print_volume(const Thin__VolumeInfo *v)
     output_field("created", output_time(word, v->created));
     output_field("read-only", v->read_only ? "yes" : "no");
     output_field("protected", v->is_protected ? "yes" : "no");
+    if (v->damaged)
+        output_field("damaged", "yes: see thincli pool check");
     if (v->reserve)
         field_size("reserve", v->reserve);
     if (v->quota)

@@ -246,6 +246,7 @@ json_volume(struct json *json, const Thin__VolumeInfo *v)
     json_string_or_null(json, "holder", v->holder);
     json_bool(json, "size_unknown", v->size_unknown);
     json_bool(json, "protected", v->is_protected);
+    json_bool(json, "damaged", v->damaged);
     json_u64(json, "reserve", v->reserve);
     json_u64(json, "quota", v->quota);
     json_string_or_null(json, "origin", v->origin);

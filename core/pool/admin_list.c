@@ -55,6 +55,7 @@ fill_info(struct pool *pool, const struct catalogue_record *record,
     info->read_only = record->flags & RECORD_READ_ONLY;
     info->deleting = record->flags & RECORD_DELETING;
     info->is_protected = record->flags & RECORD_PROTECTED;
+    info->damaged = pool_volume_is_damaged(pool, record->dev_id);
     info->reserve = record->reserve;
     info->quota = record->quota;
     info->open_count = core ? core->nr_handles : 0;

@@ -50,6 +50,8 @@ io_finish(struct volume_io *io, int result)
     struct pool *pool = volume->pool;
 
     io->result = result;
+    if (result < 0 && volume->core && is_damage(result))
+        volume_damaged(volume->core, result);
     if (volume->core && volume->core->stats)
         counts_add(volume->core->stats, io);
     /* Never from inside volume_submit, whosever request that is. */

@@ -95,3 +95,33 @@ pool_damaged(struct pool *pool, dblock_t begin, dblock_t end, const char *words)
     }
     space_distrust(pool);
 }
+
+bool
+pool_volume_is_damaged(const struct pool *pool, uint32_t dev_id)
+{
+    for (unsigned i = 0; i < pool->nr_damaged; i++)
+        if (pool->damaged_ids[i] == dev_id)
+            return true;
+    return false;
+}
+
+void
+volume_damaged(struct volume_core *core, int code)
+{
+    struct pool *pool = core->pool;
+    char words[THIN_ERROR_TEXT_MAX];
+
+    if (!pool || pool->nr_damaged == POOL_DAMAGED_MAX ||
+        pool_volume_is_damaged(pool, core->dev_id))
+        return;
+    pool->damaged_ids[pool->nr_damaged++] = core->dev_id;
+    snprintf(
+        words, sizeof(words),
+        "mappings of volume %s are damaged (%s): what needs them fails, the rest of it "
+        "and other volumes go on",
+        core->name, thin_strerror(code));
+    log_error("%s pool=%s", words, pool->name);
+    if (!pool->damage[0])
+        snprintf(pool->damage, sizeof(pool->damage), "%s", words);
+    pool_tell(pool, "damaged", words);
+}

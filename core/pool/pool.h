@@ -271,6 +271,7 @@ struct volume_info {
     bool read_only;
     bool deleting;
     bool is_protected;
+    bool damaged; /* a request has met damaged mappings since the pool was opened */
     uint64_t reserve, quota;      /* bytes; 0: none */
     char origin[POOL_ORIGIN_MAX]; /* external; empty: none */
     uint32_t open_count;

@@ -323,6 +323,8 @@ struct pool_steps {
     uint32_t locks;
 };
 
+#define POOL_DAMAGED_MAX 256u /* damaged volumes that are listed one by one */
+
 struct pool {
     struct thin_loop *loop;
     char name[THIN_NAME_MAX + 1];
@@ -350,6 +352,9 @@ struct pool {
     uint64_t epoch;    /* of the metadata object: +1 at each roll-back */
     /* The metadata is damaged; the pool goes on around it. Empty: not known to be. */
     char damage[THIN_ERROR_TEXT_MAX];
+    uint32_t
+        damaged_ids[POOL_DAMAGED_MAX]; /* volumes whose mappings are damaged in parts */
+    unsigned nr_damaged;
     bool wants_check; /* the flag is to be on disk */
     bool marking;     /* it is being written, once, after a roll-back */
 
@@ -412,6 +417,9 @@ void pool_write_failed(struct pool *pool, int code, const struct thin_error *err
 
 /* The code says that metadata is not what it should be. */
 bool is_damage(int code);
+/* A request of the volume has met damage below its root: it is listed from now on. */
+void volume_damaged(struct volume_core *core, int code);
+bool pool_volume_is_damaged(const struct pool *pool, uint32_t dev_id);
 /* Data blocks [begin, end) are neither allocated nor freed any more; the open
    transaction marks the pool as needing a check. */
 void pool_damaged(struct pool *pool, dblock_t begin, dblock_t end, const char *words);

@@ -360,6 +360,107 @@ START_TEST(failed_io_asks_for_close_and_open_and_for_no_check)
 }
 END_TEST
 
+/* The leaf that holds the mapping of virtual block `v` of the volume with one device. */
+static uint64_t
+leaf_of(uint64_t top, uint32_t dev_id, uint64_t v)
+{
+    uint8_t node[4096];
+    uint64_t b = top;
+    uint64_t keys[] = {dev_id, v};
+
+    for (unsigned level = 0; level < 2; level++) {
+        for (;;) {
+            uint32_t i = 0, nr;
+
+            crash_disk_read(meta_disk, b * 4096, node, sizeof(node));
+            nr = node_nr_entries(node);
+            while (i + 1 < nr && node_key(node, i + 1) <= keys[level])
+                i++;
+            if (node_is_leaf(node) && level == 1)
+                return b;
+            b = node_value64(node, i);
+            if (node_is_leaf(node))
+                break;
+        }
+    }
+    return 0;
+}
+
+static void
+volume_shown(void *arg, int result, const struct thin_error *err,
+             const struct volume_info *infos, uint32_t nr)
+{
+    int *damaged = arg;
+
+    (void)err;
+    *damaged = result < 0 ? result : nr == 1 ? infos[0].damaged : -1;
+}
+
+static int
+is_damaged(const char *name)
+{
+    int damaged = -999;
+
+    pool_volume_show(rig.pool, name, false, volume_shown, &damaged);
+    while (damaged == -999)
+        ck_assert(sim_loop_step(rig.loop));
+    ck_assert_int_ge(damaged, 0);
+    return damaged;
+}
+
+/* The first class of damage: below a volume's root. */
+START_TEST(damaged_mappings_hit_their_volume_only_and_it_is_listed)
+{
+    struct pool_info info;
+    struct superblock sb;
+    static uint8_t good[4096];
+    struct volume *other;
+    uint64_t leaf;
+
+    some_data();
+    ck_ok(rig_create(&rig, "other", VOL_SIZE));
+    ck_ok(rig_volume(&rig, "other", &other));
+    ck_ok(rig_write(&rig, other, 0, buf, 4096));
+    ck_ok(rig_flush(&rig, other));
+    volume_close(other);
+    close_pool();
+    superblock_get(&sb);
+    leaf = leaf_of(sb.data_mapping_root, 1, 19);
+    crash_disk_read(meta_disk, leaf * 4096, good, sizeof(good));
+    spoil(leaf);
+    open_pool(false);
+    ck_assert_int_eq(is_damaged("vol"), 0);
+    check_reads(0, buf + 4096, 4096); /* another leaf */
+    ck_assert_int_lt(rig_read(&rig, vol, 19 * BLOCK, back, 512), 0);
+    ck_assert_int_lt(rig_write(&rig, vol, 19 * BLOCK, buf, 512), 0);
+    ck_assert_int_eq(is_damaged("vol"), 1);
+    ck_assert_str_eq(rig.last_event, "damaged");
+    info_get(&info);
+    ck_assert_int_eq(info.mode, POOL_WRITE);
+    ck_assert(!info.needs_check);
+    ck_assert_ptr_nonnull(strstr(info.why, "volume vol"));
+    /* The rest of it, and others, go on: reads, writes, flushes. */
+    ck_ok(rig_write(&rig, vol, 0, buf, 4096));
+    ck_ok(rig_flush(&rig, vol));
+    ck_ok(rig_volume(&rig, "other", &other));
+    ck_ok(rig_write(&rig, other, BLOCK, buf, 4096));
+    ck_ok(rig_flush(&rig, other));
+    ck_ok(rig_read(&rig, other, 0, back, 4096));
+    ck_assert_int_eq(memcmp(back, buf, 4096), 0);
+    volume_close(other);
+    ck_assert_int_eq(is_damaged("other"), 0);
+    ck_ok(rig_create(&rig, "third", VOL_SIZE));
+    /* Mended while it was closed, it is as it was: nothing of the damage is kept. */
+    close_pool();
+    superblock_get(&sb);
+    if (leaf_of(sb.data_mapping_root, 1, 19) == leaf)
+        crash_disk_write(meta_disk, leaf * 4096, good, sizeof(good));
+    open_pool(false);
+    check_reads(19 * BLOCK, buf + 4096, 4096);
+    ck_assert_int_eq(is_damaged("vol"), 0);
+}
+END_TEST
+
 START_TEST(what_cannot_be_read_again_fails_the_pool_and_closes)
 {
     struct pool_info info;
@@ -402,6 +503,7 @@ main(void)
                    blocks_of_a_damaged_overflow_node_are_left_alone_and_the_pool_goes_on);
     tcase_add_test(tcase, damage_elsewhere_rolls_back_once_and_marks_the_pool);
     tcase_add_test(tcase, failed_io_asks_for_close_and_open_and_for_no_check);
+    tcase_add_test(tcase, damaged_mappings_hit_their_volume_only_and_it_is_listed);
     tcase_add_test(tcase, what_cannot_be_read_again_fails_the_pool_and_closes);
     suite_add_tcase(suite, tcase);
     runner = srunner_create(suite);
