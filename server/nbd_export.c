@@ -51,20 +51,24 @@ nbd_client_list_exports(void *arg, struct nbd_conn *conn, const char *after)
 }
 
 static void
-describe(const struct nbd_client *c, const char *name, uint64_t size, uint32_t block_size,
+describe(const struct nbd_client *c, const char *name, struct pool *pool, uint64_t size,
          bool read_only, struct nbd_export *ret)
 {
+    struct pool_info info = {.config.discards = POOL_DISCARD_PASSDOWN};
+
+    if (pool)
+        pool_get_info(pool, &info);
     *ret = (struct nbd_export){
         .handle = (void *)(uintptr_t)c,
         .size = size,
         .flags = NBD_EXPORT_MULTI_CONN | NBD_EXPORT_FLUSH | NBD_EXPORT_FUA |
-                 NBD_EXPORT_TRIM | NBD_EXPORT_ZEROES | NBD_EXPORT_FAST_ZERO |
-                 NBD_EXPORT_CACHE | (read_only ? NBD_EXPORT_READ_ONLY : 0),
+                 (info.config.discards == POOL_DISCARD_OFF ? 0 : NBD_EXPORT_TRIM) |
+                 NBD_EXPORT_ZEROES | NBD_EXPORT_FAST_ZERO | NBD_EXPORT_CACHE |
+                 (read_only ? NBD_EXPORT_READ_ONLY : 0),
         .min_block = 1,
         .pref_block = 4096,
         .name = name,
     };
-    (void)block_size;
 }
 
 /* NBD cannot tell its client of a new size; requests in the new room are served. */
@@ -89,16 +93,16 @@ export_opened(void *arg, struct attachment *attachment, int result,
         return;
     }
     if (c->only_asked) {
-        describe(c, c->volume_name, volume_size(attachment->volume),
-                 volume_block_size(attachment->volume), attachment->read_only, &export);
+        describe(c, c->volume_name, volume_pool(attachment->volume),
+                 volume_size(attachment->volume), attachment->read_only, &export);
         attach_close(c->server->attachments, attachment);
         nbd_export_opened(c->conn, 0, &export, NULL);
         return;
     }
     c->attachment = attachment;
     volume_set_notify(attachment->volume, on_notify, c);
-    describe(c, c->volume_name, volume_size(attachment->volume),
-             volume_block_size(attachment->volume), attachment->read_only, &export);
+    describe(c, c->volume_name, volume_pool(attachment->volume),
+             volume_size(attachment->volume), attachment->read_only, &export);
     log_notice("export opened peer=%s identity=%s volume=%s mode=%s", c->peer_text,
                c->peer.identity, c->volume_name, attachment->read_only ? "ro" : "rw");
     nbd_export_opened(c->conn, 0, &export, NULL);
@@ -151,10 +155,8 @@ nbd_client_open(void *arg, struct nbd_conn *conn, const struct nbd_open *wish)
     /* Whether an origin has changed shows when the volume is opened. */
     if (wish->info && !info.origin[0]) {
         struct nbd_export export;
-        struct pool_info pi;
 
-        pool_get_info(pool, &pi);
-        describe(c, name, info.size, pi.block_size,
+        describe(c, name, pool, info.size,
                  would_be_read_only(c, pool_name, volume_name, &info, right), &export);
         nbd_export_opened(conn, 0, &export, NULL);
         return;

@@ -516,6 +516,10 @@ wake_run(struct thin_task *task)
     struct pool *pool = sp->pool;
     struct volume_frag *frag;
 
+    /* Blocks may become free after the last commit, when their pass-down ends. */
+    if (sp->freed_some && sp->held.nr == 0 && !pool->rolling_back &&
+        pool->mode == POOL_OUT_OF_DATA_SPACE)
+        pool_set_mode(pool, POOL_WRITE, "", "%s", "");
     sp->freed_some = false;
     while ((frag = TAILQ_FIRST(&sp->waiters))) {
         TAILQ_REMOVE(&sp->waiters, frag, link);

@@ -479,6 +479,31 @@ START_TEST(a_full_pool_fails_writes_and_goes_on)
 }
 END_TEST
 
+/* The blocks were free only when their pass-down had ended, after the last commit: the
+   pool stayed out of space until somebody wrote. */
+START_TEST(a_full_pool_is_back_when_space_comes_back)
+{
+    struct pool_info info;
+    uint64_t at = 0;
+
+    tear_down();
+    open_pool(64, small_and_error);
+    while (rig_write(&rig, vol, at, buf, BLOCK) == 0)
+        at += BLOCK;
+    pool_get_info(rig.pool, &info);
+    ck_assert_int_eq(info.mode, POOL_OUT_OF_DATA_SPACE);
+    device_fault_order(data, FAULT_DELAY, FAULT_OP(DEVICE_DISCARD), 1, 0, 0,
+                       3 * NS_PER_SEC);
+    ck_ok(rig_io(&rig, vol, VOLUME_DISCARD, 0, 0, NULL, BLOCK * 4));
+    sim_loop_run_until(rig.loop, loop_now_ns(rig.loop) + 2 * NS_PER_SEC);
+    pool_get_info(rig.pool, &info);
+    ck_assert_int_eq(info.mode, POOL_OUT_OF_DATA_SPACE);
+    sim_loop_run_until(rig.loop, loop_now_ns(rig.loop) + 8 * NS_PER_SEC);
+    pool_get_info(rig.pool, &info);
+    ck_assert_int_eq(info.mode, POOL_WRITE);
+}
+END_TEST
+
 START_TEST(queued_writes_go_on_when_there_is_room)
 {
     static struct rig_io ios[128];
@@ -584,6 +609,7 @@ main(void)
     tcase_add_test(tcase, an_overwrite_is_one_device_request);
     tcase_add_test(tcase, a_failed_data_write_fails_only_its_request);
     tcase_add_test(tcase, a_full_pool_fails_writes_and_goes_on);
+    tcase_add_test(tcase, a_full_pool_is_back_when_space_comes_back);
     tcase_add_test(tcase, queued_writes_go_on_when_there_is_room);
     tcase_add_test(tcase, queued_writes_fail_in_the_end_and_at_closing);
     tcase_add_test(tcase, a_pool_with_open_volumes_closes_only_by_force);
