@@ -16,7 +16,7 @@ static int
 run_check(const struct online_work *work, struct meta_source *src, struct online_job *job,
           struct thin_error *err)
 {
-    static const struct check_text form = {.summary = true, .catalogue = true};
+    static const struct check_text form = {.catalogue = true};
     const struct check_options opts = {0};
     struct textbuf text;
     struct report rep;

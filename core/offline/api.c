@@ -273,7 +273,7 @@ thinmeta_map(struct thinmeta *tm, unsigned where, uint64_t dev_id, thinmeta_run_
              void *arg, struct thinmeta_error *err)
 {
     struct live_options opts = {
-        .metadata_snap = where == THINMETA_SNAP, .only_dev = true, .dev_id = dev_id};
+        .metadata_snap = where == THINMETA_SNAP, .dev_ids = &dev_id, .nr_dev_ids = 1};
     struct mapper m = {fn, arg};
     struct live_pool pool;
     bool found;
@@ -361,8 +361,8 @@ thinmeta_dump(struct thinmeta *tm, const struct thinmeta_dump_options *opts,
     live = (struct live_options){.metadata_snap = o.where == THINMETA_SNAP,
                                  .skip_mappings = o.skip_mappings,
                                  .lenient = o.lenient,
-                                 .only_dev = o.only_dev,
-                                 .dev_id = o.dev_id};
+                                 .dev_ids = &o.dev_id,
+                                 .nr_dev_ids = o.only_dev ? 1 : 0};
     r = textbuf_init(&text, write_bytes, &c);
     if (r < 0)
         return thin_fail_code(api_words(err), r, "dump");

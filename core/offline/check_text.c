@@ -2,6 +2,7 @@
 
 #include <inttypes.h>
 
+#include "core/base/checked.h"
 #include "core/offline/owner.h"
 
 static void
@@ -47,13 +48,17 @@ static void
 write_summary(struct textbuf *t, const struct check_text *form, const struct report *rep,
               const struct check_result *res)
 {
+    const struct space_map_root *sm = &res->sb.metadata_sm;
     uint32_t catalogue;
 
     textbuf_printf(t, "TRANSACTION_ID=%" PRIu64 "\n", res->trans_id);
     if (form->catalogue && owner_catalogue_device(&res->sb, &catalogue))
         textbuf_printf(t, "CATALOGUE_DEVICE=%" PRIu32 "\n", catalogue);
     /* The held snapshot has no space maps that could tell. */
-    if (!form->metadata_snap)
+    if (form->super_block_only)
+        textbuf_printf(t, "METADATA_FREE_BLOCKS=%" PRIu64 "\n",
+                       sm->nr_blocks - min_u64(sm->nr_allocated, sm->nr_blocks));
+    else if (!form->metadata_snap)
         textbuf_printf(t, "METADATA_FREE_BLOCKS=%" PRIu64 "\n",
                        res->metadata_blocks - res->metadata_used);
     if (rep->nr_class[REPORT_DAMAGE] || rep->nr_class[REPORT_LEAK])
@@ -78,7 +83,7 @@ check_text_write(struct textbuf *t, const struct check_text *form,
                        res->unreached_metadata, res->unreached_data);
     if (res->needs_check)
         textbuf_printf(t, "needs_check is set\n");
-    if (form->summary && res->sb_good)
+    if (res->sb_good)
         write_summary(t, form, rep, res);
     return textbuf_flush(t);
 }

@@ -9,9 +9,9 @@
 #include "core/offline/textbuf.h"
 
 struct check_text {
-    bool summary;       /* after the findings, if there is a superblock */
     bool catalogue;     /* in the summary: which device it is */
     bool metadata_snap; /* no space maps were looked at */
+    bool super_block_only;
 };
 
 /* Flushes. Negative: the sink's code. */

@@ -324,6 +324,15 @@ read_device(struct live_pool *pool, const struct live_options *opts,
     return visitor->device_end(arg);
 }
 
+static bool
+is_wanted(const struct live_options *opts, uint64_t dev_id)
+{
+    for (size_t i = 0; i < opts->nr_dev_ids; i++)
+        if (opts->dev_ids[i] == dev_id)
+            return true;
+    return opts->nr_dev_ids == 0;
+}
+
 int
 live_feed(struct live_pool *pool, const struct live_options *opts,
           const struct ir_visitor *visitor, void *arg, struct thin_error *err)
@@ -341,7 +350,7 @@ live_feed(struct live_pool *pool, const struct live_options *opts,
     for (size_t i = 0; i < pool->nr_devices && r >= 0; i++) {
         const struct live_device *dev = &pool->devices[i];
 
-        if (opts->only_dev && dev->dev_id != opts->dev_id)
+        if (!is_wanted(opts, dev->dev_id))
             continue;
         if (!dev->have_details)
             continue; /* lenient only: nobody can use it without */

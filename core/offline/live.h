@@ -18,8 +18,8 @@ struct live_options {
     bool metadata_snap;
     mblock_t snap_block; /* with metadata_snap: 0 for the superblock's held root */
     bool skip_mappings;
-    bool only_dev; /* just `dev_id` */
-    uint64_t dev_id;
+    const uint64_t *dev_ids; /* only these, if nr_dev_ids > 0 */
+    size_t nr_dev_ids;
     bool lenient;
 };
 

@@ -17,9 +17,9 @@ print_text(const struct tool *tool, const struct check_args *args,
            const struct report *rep, const struct check_result *res,
            struct thin_error *err)
 {
-    const struct check_text form = {.summary = !args->opts.super_block_only,
-                                    .catalogue = !tool->as_official,
-                                    .metadata_snap = args->opts.metadata_snap};
+    const struct check_text form = {.catalogue = !tool->as_official,
+                                    .metadata_snap = args->opts.metadata_snap,
+                                    .super_block_only = args->opts.super_block_only};
     struct tool_output out;
     struct textbuf text;
     int r = tool_output_open(&out, NULL, err);

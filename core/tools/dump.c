@@ -5,8 +5,11 @@
 #include "core/offline/text_write.h"
 #include "core/tools/tool.h"
 
+#define DEV_IDS_MAX 256u /* --dev-id may repeat */
+
 struct dump_args {
     struct live_options live;
+    uint64_t dev_ids[DEV_IDS_MAX];
     const struct ir_visitor *form;
     const char *output;
 };
@@ -101,8 +104,9 @@ tool_dump(const struct tool *tool, int argc, char **argv)
                 return tool_misused(tool, "not a block number: '%s'", optarg);
             break;
         case 'd':
-            args.live.only_dev = true;
-            if (!tool_number(optarg, &args.live.dev_id))
+            if (args.live.nr_dev_ids == DEV_IDS_MAX)
+                return tool_misused(tool, "more than %u devices", DEV_IDS_MAX);
+            if (!tool_number(optarg, &args.dev_ids[args.live.nr_dev_ids++]))
                 return tool_misused(tool, "not a device id: '%s'", optarg);
             break;
         case 's':
@@ -113,6 +117,7 @@ tool_dump(const struct tool *tool, int argc, char **argv)
             break;
         }
     }
+    args.live.dev_ids = args.dev_ids;
     path = tool_argument(argc, argv);
     if (!path)
         return tool_misused(tool, "No input file provided.");

@@ -31,7 +31,7 @@ const struct tool tools[] = {
      .usage = "  -f, --format xml|human_readable|json\n"
               "  -r, --repair                   what can still be reached\n"
               "  -m, --metadata-snap[=BLOCK]    the held snapshot\n"
-              "      --dev-id N                 one device\n"
+              "      --dev-id N                 this device; may repeat\n"
               "      --skip-mappings            devices only\n"
               "  -o, --output FILE\n"},
     {.verb = "format",

@@ -97,6 +97,8 @@ print_size(const struct tool *tool, const struct size_args *args)
     if (!parse(args->max_thins, &none, &thins, &thins_unit) ||
         !checked_mul_u64(thins, (uint64_t)thins_unit->bytes, &max_thins))
         return tool_misused(tool, "max thins: '%s' is no number", args->max_thins);
+    if (!max_thins)
+        return tool_misused(tool, "max thins required!");
     if (!block_sectors || (block_sectors & (block_sectors - 1))) {
         fprintf(stderr, "%s - block size must be 2^^N\n", tool_name(tool));
         return 1;

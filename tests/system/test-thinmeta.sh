@@ -41,6 +41,7 @@ for dir in "$POOLS"/*/; do
 	compare thin_dump -f human_readable "$m"
 	compare thin_dump --skip-mappings "$m"
 	compare thin_dump --dev-id 1 "$m"
+	compare thin_dump --dev-id 1 --dev-id 3 --dev-id 2 "$m"
 	compare thin_dump -m "$m"
 	compare thin_ls "$m"
 	compare thin_ls -m "$m"
@@ -186,7 +187,7 @@ thin_check -q "$W/f.img"
 thinmeta check --strict -q "$W/f.img"
 must_fail 1 "not empty" thinmeta format --data-size 1G "$W/f.img"
 for args in "-b 64k -s 1g -m 10" "-b 64k -s 10t -m 1000 -u k" "-b 128 -s 2097152 -m 1k -u b" \
-	"-b 64k -s 4t -m 1000 -u t -nshort" "-b 64k -s 4t -m 1000 -u G -nlong" "-b 64k -s 1g -m 10 -n"; do
+	"-b 64k -s 1g -m 0" "-b 64k -s 4t -m 1000 -u t -nshort" "-b 64k -s 4t -m 1000 -u G -nlong" "-b 64k -s 1g -m 10 -n"; do
 	# shellcheck disable=SC2086
 	compare thin_metadata_size $args
 done
