@@ -117,7 +117,8 @@ START_TEST(one_device_can_be_dumped_alone)
 {
     struct mem_device m = fixture_pool("few-thins");
     struct meta_source *src = mem_open(&m);
-    struct live_options opts = {.only_dev = true, .dev_id = 7};
+    static const uint64_t ids[] = {7};
+    struct live_options opts = {.dev_ids = ids, .nr_dev_ids = 1};
     char *got = dump(src, &opts, &xml_writer);
 
     ck_assert_ptr_nonnull(strstr(got, "dev_id=\"7\""));
