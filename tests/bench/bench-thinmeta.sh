@@ -2,6 +2,9 @@
 # thinmeta beside thin-provisioning-tools (thin_* in PATH) in one run, on the same images,
 # page cache warm (theirs read with O_DIRECT, warm or not): medians of elapsed time of
 # whole processes, their ratios, and the ratios that are the goal. Outputs are compared.
+# At the end check from the disk: the image's pages are dropped from the cache before each
+# run, and the time is held against what the disk needs for the used blocks alone. And the
+# most memory that each verb took.
 #   BENCH_MAPPINGS  mappings of the large image (default 10000000)
 #   BENCH_ROUNDS    default 3
 #   BENCH_ONLY      a regular expression: only lines whose name matches
@@ -10,7 +13,7 @@ set -euo pipefail
 : "${BUILD:?}"
 mappings=${BENCH_MAPPINGS:-10000000} rounds=${BENCH_ROUNDS:-3} only=${BENCH_ONLY:-.}
 meta=$BUILD/thinmeta
-for t in thin_check thin_dump thin_restore thin_ls thin_delta thin_rmap python3; do
+for t in thin_check thin_dump thin_restore thin_ls thin_delta thin_rmap python3 fincore; do
 	command -v $t >/dev/null || { echo "bench-thinmeta: $t is missing" >&2; exit 1; }
 done
 if [ -n "${BENCH_DIR:-}" ]; then
@@ -117,3 +120,48 @@ rm -f "$W/theirs" "$W/ours"
 against "delta, differences only" 100 "thin_delta $d $W/near >/dev/null" "$meta delta --differences-only $d $W/near >/dev/null"
 region=0..$((mappings / 10))
 against "rmap of a tenth, big" 6 "thin_rmap --region $region $W/big >$W/theirs" "$meta rmap --region $region $W/big >$W/ours"
+
+# ---- from the disk ------------------------------------------------------------------------
+drop() { # file: none of it is in the page cache afterwards
+	dd of="$1" oflag=nocache conv=notrunc,fdatasync count=0 status=none
+	[ "$(fincore -n -o PAGES "$1" | tr -d ' ')" = 0 ] || { echo "bench-thinmeta: $1 stays in the page cache" >&2; exit 1; }
+}
+printf '\n%-34s %9s %9s   (seconds, page cache dropped)\n' "from the disk" "the disk" thinmeta
+for i in big shared near; do
+	[[ "from the disk, check, $i" =~ $only ]] || continue
+	: >"$W/a" >"$W/b"
+	for r in $(seq "$rounds"); do
+		drop "$W/$i"
+		"$BUILD/tests/bench/read_used" "$W/$i" >"$W/used"
+		cut -d ' ' -f 1 "$W/used" >>"$W/a"
+		drop "$W/$i"
+		lap "$meta check -q $W/$i" >>"$W/b"
+	done
+	awk -v n="check, $i" -v a="$(median <"$W/a")" -v b="$(median <"$W/b")" -v u="$(cut -d ' ' -f 2 "$W/used")" 'BEGIN {
+		printf "%-34s %9.3f %9.3f   %7.2f x   goal at most 1.3 x   (%d MB, %.2f GB/s)%s\n", n, a / 1e6, b / 1e6, b / a, u / 1e6, u / a / 1e3,
+			(b <= 1.3 * a) ? "" : "   MISSED" }'
+done
+
+# ---- memory -------------------------------------------------------------------------------
+rss() { # name, arguments: most resident memory, MiB
+	[[ "memory, $1" =~ $only ]] || return 0
+	python3 - "$@" <<-'PY'
+		import resource, subprocess, sys
+		subprocess.run(sys.argv[2:], stdout=subprocess.DEVNULL, check=True)
+		print(f'{sys.argv[1]:34} {resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024:9.1f} MiB')
+	PY
+}
+printf '\nmost memory\n'
+for i in big shared; do
+	rss "check, $i" "$meta" check -q "$W/$i"
+	rss "dump, $i" "$meta" dump "$W/$i"
+	rss "ls, $i" "$meta" ls -o $f "$W/$i"
+done
+if [[ "memory, restore, big" =~ $only ]]; then
+	blank "$W/out" "$mappings"
+	rss "restore, big" "$meta" restore -i "$W/big.xml" -o "$W/out"
+	rss "repair, big" "$meta" repair -i "$W/big" -o "$W/out"
+	rm -f "$W/out"
+fi
+rss "delta, near" "$meta" delta --thin1 0 --thin2 1 "$W/near"
+rss "rmap, big" "$meta" rmap --region "$region" "$W/big"
