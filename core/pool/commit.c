@@ -219,6 +219,18 @@ commit_note_change(struct pool *pool)
         commit_want(pool, metadata_txn(pool->md)); /* no memory for a timer: then now */
 }
 
+void
+commit_config_changed(struct pool *pool)
+{
+    struct committer *c = &pool->commit;
+
+    if (!pool->metadata_ready || pool->rolling_back || pool->closing)
+        return;
+    loop_timer_cancel(pool->loop, &c->interval);
+    if (metadata_changed(pool->md))
+        commit_note_change(pool);
+}
+
 /* ---- the commit ----------------------------------------------------------------------------- */
 
 static void
@@ -313,7 +325,8 @@ superblock_written(void *arg, int result)
     catalogue_durable(pool);
     metadata_set_durable(pool->md, txn);
     commit_wake(pool);
-    commit_free(pool);
+    c->freeing = true;
+    free_run(&c->free_task); /* mostly all of it */
     if (c->wanted)
         loop_defer(pool->loop, &c->step_task);
     else if (metadata_changed(pool->md))

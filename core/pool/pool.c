@@ -706,6 +706,7 @@ pool_set_config(struct pool *pool, const struct pool_config *config)
     now.mapping_cache_pages = pool->config.mapping_cache_pages;
     config_sane(&now);
     pool->config = now;
+    commit_config_changed(pool);
     if (pool->opened && !pool->closing && pool->mode == POOL_OUT_OF_DATA_SPACE)
         space_resume(pool); /* what waits is judged by the new rules */
 }

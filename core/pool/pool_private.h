@@ -104,6 +104,8 @@ void commit_join_seq(struct pool *pool, struct commit_wait *wait, uint64_t write
 /* A change was made in the open transaction: arms the interval, heeds the bounds. The
    runner calls it after each changing operation. */
 void commit_note_change(struct pool *pool);
+/* The interval or the bounds are others: also for what waits already. */
+void commit_config_changed(struct pool *pool);
 /* A transaction that is not durable yet and holds all changes made so far; 0: all is
    durable. What commit_join takes. */
 uint64_t commit_last_txn(const struct pool *pool);

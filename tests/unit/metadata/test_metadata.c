@@ -823,6 +823,35 @@ START_TEST(metadata_space_grows_with_its_device)
 }
 END_TEST
 
+/* 255 bitmaps, a little less than 16 GiB: in steps of any size, and not a block more. */
+START_TEST(metadata_space_grows_to_the_format_s_limit)
+{
+    uint64_t steps[] = {1, 16319, 16320, 16321, 5, 1000000}, nr = NR_METADATA;
+    struct metadata_space space;
+    struct recount recount;
+    uint64_t reserve;
+    uint32_t id = 1;
+
+    ck_assert_int_eq(device_grow_wait(dev, (METADATA_BLOCKS_MAX + 5ull) * 4096), 0);
+    for (unsigned i = 0; nr < METADATA_BLOCKS_MAX; i++) {
+        nr += steps[i % (sizeof(steps) / sizeof(steps[0]))];
+        if (nr > METADATA_BLOCKS_MAX)
+            nr = METADATA_BLOCKS_MAX;
+        ck_ok(OP(metadata_grow_own(md, nr, &err)));
+        ck_ok(OP(metadata_create_thin(md, id++, &err)));
+        ck_ok(metadata_commit_wait(md, NULL, &err));
+        metadata_own_space(md, &space, &reserve);
+        ck_assert_uint_eq(space.nr_blocks, nr);
+    }
+    ck_code(OP(metadata_grow_own(md, METADATA_BLOCKS_MAX + 1, &err)), LIMIT);
+    reload();
+    ck_ok(OP(metadata_create_thin(md, id, &err)));
+    commit_and_recount(&recount);
+    ck_assert_uint_eq(recount.sb.metadata_sm.nr_blocks, METADATA_BLOCKS_MAX);
+    ck_assert_uint_eq(recount.nr_devices, id);
+}
+END_TEST
+
 START_TEST(needs_check_is_kept_and_blocks_growth)
 {
     bool done;
@@ -1117,6 +1146,7 @@ main(void)
     tcase_add_test(pool, a_freed_block_is_handed_out_only_when_durable_and_let_go);
     tcase_add_test(pool, data_space_grows_over_many_bitmaps);
     tcase_add_test(pool, metadata_space_grows_with_its_device);
+    tcase_add_test(pool, metadata_space_grows_to_the_format_s_limit);
     tcase_add_test(pool, needs_check_is_kept_and_blocks_growth);
     tcase_add_test(pool, a_full_metadata_device_refuses_and_still_deletes);
     tcase_add_test(pool, the_transaction_id_is_compared_and_set);

@@ -188,6 +188,78 @@ START_TEST(an_idle_pool_does_nothing_at_its_devices)
 }
 END_TEST
 
+static uint64_t
+commits(void)
+{
+    struct pool_info info;
+
+    pool_get_info(rig.pool, &info);
+    return info.commits;
+}
+
+START_TEST(a_flush_commits_only_what_its_volume_changed)
+{
+    struct volume *other;
+    uint64_t before;
+
+    ck_ok(rig_create(&rig, "other", VOL_SIZE));
+    ck_ok(rig_volume(&rig, "other", &other));
+    ck_ok(rig_write(&rig, vol, 0, buf, 4096));
+    ck_ok(rig_write(&rig, other, 0, buf, 4096));
+    ck_ok(rig_commit(&rig));
+    before = commits();
+    /* A first write of the one, an overwrite of the other. */
+    ck_ok(rig_write(&rig, vol, 5 * BLOCK, buf, 4096));
+    ck_ok(rig_write(&rig, other, 0, buf, 4096));
+    ck_ok(rig_flush(&rig, other));
+    ck_assert_uint_eq(commits(), before);
+    ck_ok(rig_flush(&rig, vol));
+    ck_assert_uint_eq(commits(), before + 1);
+    ck_ok(rig_flush(&rig, vol));
+    ck_ok(rig_flush(&rig, other));
+    ck_assert_uint_eq(commits(), before + 1);
+    volume_close(other);
+}
+END_TEST
+
+/* Writes one new block, and waits so many milliseconds: how many commits came? */
+static uint64_t
+commits_in(uint64_t vblock, uint64_t ms)
+{
+    uint64_t before = commits();
+
+    ck_ok(rig_write(&rig, vol, vblock * BLOCK, buf, 4096));
+    sim_loop_run_until(rig.loop, loop_now_ns(rig.loop) + ms * NS_PER_MS);
+    return commits() - before;
+}
+
+START_TEST(the_interval_and_the_number_of_dirty_blocks_change_while_it_runs)
+{
+    struct pool_info info;
+
+    pool_get_info(rig.pool, &info);
+    ck_assert_uint_eq(info.config.commit_interval_ms, 1000);
+    ck_assert_uint_eq(commits_in(0, 900), 0);
+    sim_loop_run_until(rig.loop, loop_now_ns(rig.loop) + NS_PER_SEC);
+
+    info.config.commit_interval_ms = 10000;
+    pool_set_config(rig.pool, &info.config);
+    ck_assert_uint_eq(commits_in(1, 9000), 0);
+    /* A shorter one counts for what waits already. */
+    info.config.commit_interval_ms = 50;
+    pool_set_config(rig.pool, &info.config);
+    ck_assert_uint_eq(commits_in(2, 100), 1);
+
+    info.config.commit_interval_ms = 3600000;
+    info.config.commit_max_dirty = 12;
+    pool_set_config(rig.pool, &info.config);
+    ck_assert_uint_eq(commits_in(3, 1000), 0);
+    for (unsigned i = 0; i < 60; i++)
+        (void)commits_in(4 + i, 10);
+    ck_assert_uint_ge(commits(), 4);
+}
+END_TEST
+
 START_TEST(flushes_share)
 {
     static struct rig_io w[64], f[64];
@@ -348,6 +420,9 @@ main(void)
     tcase_add_test(tcase, zeroes_with_fua_survive_a_power_cut);
     tcase_add_test(tcase, a_commit_comes_by_itself_after_the_interval);
     tcase_add_test(tcase, an_idle_pool_does_nothing_at_its_devices);
+    tcase_add_test(tcase, a_flush_commits_only_what_its_volume_changed);
+    tcase_add_test(tcase,
+                   the_interval_and_the_number_of_dirty_blocks_change_while_it_runs);
     tcase_add_test(tcase, flushes_share);
     tcase_add_test(tcase, provisioning_goes_on_during_a_commit);
     tcase_add_test(tcase, a_failed_data_flush_is_never_a_success);
