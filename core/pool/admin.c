@@ -249,6 +249,12 @@ job_ran(struct metaop *op, int result, const struct thin_error *err)
 
     if (job_is_doomed(job))
         return;
+    /* What it would do beside the record can be done later, in smaller steps. */
+    if (result == -THIN_E_NO_METADATA_SPACE && job->kind->has_first_step &&
+        !job->no_first_step) {
+        job->no_first_step = true;
+        job->again = true;
+    }
     if (result < 0 && job->again && ++job->tries < ADMIN_TRIES_MAX) {
         catalogue_change_fini(&job->change);
         job_begin(job);

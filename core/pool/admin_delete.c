@@ -55,8 +55,8 @@ delete_plan(struct admin_job *job, struct thin_error *err)
 static int
 delete_apply_bare(struct admin_job *job, struct thin_error *err)
 {
-    int r =
-        metadata_delete_step(job->pool->md, job->dev_id, DELETE_BUDGET, &job->flag, err);
+    int r = metadata_delete_step(job->pool->md, job->dev_id,
+                                 job->no_first_step ? 1 : DELETE_BUDGET, &job->flag, err);
 
     if (r == -THIN_E_NOT_FOUND) {
         job->flag = true;
@@ -110,6 +110,7 @@ static const struct admin_kind delete_kind = {
     .name = "delete a volume",
     .purse = TM_RESERVE,
     .bare = true,
+    .has_first_step = true,
     .plan = delete_plan,
     .apply = delete_apply,
     .applied = delete_applied,
@@ -237,7 +238,7 @@ delete_run(struct metaop *op, struct thin_error *err)
     int r;
 
     bg->gone = false;
-    r = metadata_delete_step(admin->pool->md, bg->dev_id, DELETE_BUDGET, &bg->gone, err);
+    r = metadata_delete_step(admin->pool->md, bg->dev_id, bg->budget, &bg->gone, err);
     if (r == -THIN_E_NOT_FOUND) {
         bg->gone = true;
         return 0;
@@ -251,7 +252,11 @@ delete_stepped(struct metaop *op, int result, const struct thin_error *err)
     struct admin *admin = container_of(op, struct admin, background.op);
     struct admin_background *bg = &admin->background;
 
-    if (result < 0) {
+    if (result == -THIN_E_NO_METADATA_SPACE && bg->budget > 1) {
+        /* The fewer nodes it enters, the fewer counts change: that needs less room. */
+        bg->budget = 1;
+        metaop_start(admin->pool, op, false);
+    } else if (result < 0) {
         background_skip(admin, "deleting a volume", result, err);
     } else if (bg->gone) {
         bg->buried[bg->nr_buried++] = bg->dev_id;
@@ -406,6 +411,7 @@ background_next(struct admin *admin)
     bg->dev_id = record->dev_id;
     if (record->flags & RECORD_DELETING) {
         memset(&bg->op, 0, sizeof(bg->op));
+        bg->budget = DELETE_BUDGET;
         bg->op.run = delete_run;
         bg->op.done = delete_stepped;
         bg->op.purse = TM_RESERVE;

@@ -32,9 +32,10 @@ struct admin_kind {
     const char *name; /* of its operation, for step times */
     enum tm_purse purse;
     enum catalogue_growth growth;
-    bool no_records; /* touches no catalogue: no plan, no room */
-    bool bare;       /* possible without a catalogue, where there is no room for one */
-    bool degraded;   /* also while the catalogue is damaged (with no_records) */
+    bool no_records;     /* touches no catalogue: no plan, no room */
+    bool has_first_step; /* does more than it must, unless job->no_first_step */
+    bool bare;     /* possible without a catalogue, where there is no room for one */
+    bool degraded; /* also while the catalogue is damaged (with no_records) */
     /* Judges by what stands in memory and fills job->change; an empty change is no change,
        answered when all before it is durable. May be called again. */
     int (*plan)(struct admin_job *job, struct thin_error *err);
@@ -69,7 +70,7 @@ struct admin_job {
     bool looked;        /* learned_* tell what it found */
     bool bare;          /* without a catalogue: memory has followed already */
     bool compacted;     /* a checkpoint was made for its sake */
-    bool no_first_step; /* of a delete: its tree makes trouble */
+    bool no_first_step; /* of a delete: its tree makes trouble, or needs too much room */
     bool doomed;        /* a roll-back came between */
     unsigned tries;
     uint32_t learned_time;
@@ -112,6 +113,7 @@ struct admin_background {
     vblock_t highest; /* ...and where its mappings end */
     bool mapped;
     bool gone;
+    uint32_t budget;                 /* nodes that the next step of a delete enters */
     uint32_t buried[POOL_GROUP_MAX]; /* devices that are gone, their records not yet */
     uint32_t nr_buried;
     struct metaop op;

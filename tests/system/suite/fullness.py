@@ -167,72 +167,61 @@ def test_metadata_resize_with_io():
         m.compare()
 
 
-def exhaust(h, size):
-    """Provisions scattered blocks until something stops it; returns the error and how many."""
-    for n, block in enumerate(range(0, size // BLOCK, 2)):
-        e = errno_of(h.pwrite, b"x" * 512, block * BLOCK)
-        if e:
-            return e, n
-    return 0, size // BLOCK // 2
+def scatter(h, blocks, byte=b"x"):
+    """First writes to many blocks, a hundred in flight; the first error."""
+    errors = []
 
+    def ended(error):
+        errors.append(error.value)
+        return 1
 
-def exhaustible():
-    make_pool("tank", "64G", "4M", "--on-full", "error")
-    cli("pool", "set", "tank", "extend_metadata=no")
-    cli("pool", "set", "tank", "commit_interval=1s")
-    for n in range(40):
-        create("tank/v%d" % n, "8G")
+    data = nbd.Buffer.from_bytearray(bytearray(byte * 512))
+    for b in blocks:
+        while h.aio_in_flight() > 100:
+            h.poll(-1)
+        h.aio_pwrite(data, b * BLOCK, ended)
+    while h.aio_in_flight():
+        h.poll(-1)
+    return next((e for e in errors if e), 0)
 
 
 def test_resize_after_exhaust_and_exhausting_does_not_abort():
     """The reserve keeps a full metadata device from failing: the pool stays sound, deletes
     work, and growing brings it back. (The kernel's goes read-only.)"""
-    exhaustible()
-    e, n, volumes = 0, 0, 0
-    while not e and volumes < 40:
-        with attached("tank/v%d" % volumes) as h:
-            cookies = []
-            errors = []
-
-            def ended(error):
-                errors.append(error.value)
-                return 1
-
-            data = nbd.Buffer.from_bytearray(bytearray(b"x" * 512))
-            for block in range(0, 40000, 2):
-                while h.aio_in_flight() > 100:
-                    h.poll(-1)
-                h.aio_pwrite(data, block * BLOCK, ended)
-                if any(errors[-100:]):
-                    break
-            while h.aio_in_flight():
-                h.poll(-1)
-            e = next((x for x in errors if x), 0)
-        volumes += 1
-    same(e, errno.ENOSPC, "the end of the metadata")
-    info = pool_info()
-    same(info["needs_check"], False, "needs check")
-    check(info["mode"] in ("out-of-metadata-space", "write"), "mode %s" % info["mode"])
-    reopen()
-    with attached("tank/v0") as h:
-        same(h.pread(512, 0), b"x" * 512, "what was written")
-    delete("tank/v1")
-    wait_for(lambda: pool_info()["nr_volumes"] == 39, 30, "a delete needs room that is not there")
-    cli("pool", "grow", "tank", "--metadata", "16M")
-    wait_for(lambda: pool_info()["mode"] == "write", 5, "it does not come back")
-    with attached("tank/v%d" % (volumes - 1)) as h:
-        for block in range(1, 2001, 2):
-            h.pwrite(b"y" * 512, block * BLOCK)
-        h.flush()
-    drop()
+    with pool("tank", "2G", "4M", "--on-full", "error"):
+        cli("pool", "set", "tank", "extend_metadata=no")
+        create("tank/big", "64G")
+        with attached("tank/big") as h:
+            same(scatter(h, random.Random(1).sample(range(1 << 20), 12000)), 0, "the first writes")
+        made = 0
+        while run("thincli", "volume", "create", "tank/v%d" % made, "1G").returncode == 0:
+            made += 1
+            check(made < 1024, "the metadata do not end")
+        refused("metadata", "volume", "create", "tank/more", "1G")
+        with attached("tank/big") as h:
+            same(scatter(h, range(0, 1 << 20, 997)), errno.ENOSPC, "the end of the metadata")
+        info = pool_info()
+        same(info["needs_check"], False, "needs check")
+        check(info["mode"] in ("out-of-metadata-space", "write"), "mode %s" % info["mode"])
+        reopen()
+        with attached("tank/big") as h:
+            h.pread(MIB, 0)
+        delete("tank/big", "tank/v1")
+        wait_for(lambda: pool_info()["nr_volumes"] == made - 1, 60, "a delete needs room that is not there")
+        reopen()
+        cli("pool", "grow", "tank", "--metadata", "16M")
+        wait_for(lambda: pool_info()["mode"] == "write", 5, "it does not come back")
+        create("tank/more", "1G")
+        with attached("tank/more") as h:
+            same(scatter(h, range(0, 16384, 3)), 0, "writes after it grew")
 
 
 def test_low_metadata_space_is_grown_by_itself():
-    with pool("tank", "16G", "4M"):
+    with pool("tank", "3G", "4M"):
         create("tank/v", "16G")
         with attached("tank/v") as h:
             data = nbd.Buffer.from_bytearray(bytearray(b"x" * 512))
-            for block in range(0, 131072, 2):
+            for block in range(0, 60000, 2):
                 while h.aio_in_flight() > 100:
                     h.poll(-1)
                 h.aio_pwrite(data, block * BLOCK * 2 % (16 << 30))
