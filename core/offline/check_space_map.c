@@ -29,6 +29,8 @@ struct map_check {
     /* The run of too high counts that is being put together. */
     uint64_t run_begin, run_end, nr_leaked;
     uint8_t expand[256][4]; /* four counts of a bitmap byte */
+    uint32_t bytes[16];     /* the bytes of a word for four bits */
+    bool final;             /* `wanted` will not change any more */
 };
 
 static int
@@ -40,6 +42,13 @@ map_init(struct map_check *m)
 
             m->expand[byte][i] = (uint8_t)((pair & 1u) << 1 | pair >> 1);
         }
+    for (unsigned bits = 0; bits < 16; bits++) {
+        uint8_t four[4];
+
+        for (unsigned i = 0; i < 4; i++)
+            four[i] = bits >> i & 1u ? 0xff : 0;
+        m->bytes[bits] = load_le32(four);
+    }
     m->nr_overflow_chunks = m->nr_blocks / BITMAP_ENTRIES + 1;
     m->overflow = calloc(m->nr_overflow_chunks, sizeof(*m->overflow));
     return m->overflow ? 0 : -ENOMEM;
@@ -121,6 +130,8 @@ overflow_entry(struct map_check *m, mblock_t node, uint64_t b, uint32_t count)
     if (!m->overflow[k])
         return -ENOMEM;
     m->overflow[k][e / 8] |= (uint8_t)(1u << (e % 8));
+    if (m->final)
+        judge_count(m, b, count, counts_get(m->wanted, b));
     return 0;
 }
 
@@ -167,9 +178,9 @@ compare_blocks(const void *pa, const void *pb)
     return (*a > *b) - (*a < *b);
 }
 
-/* The counts of 3 and more, once all trees have been walked. */
+/* The metadata's counts of 3 and more, once all trees have been walked, this one too. */
 static int
-overflow_compare(struct map_check *m, enum walk_tree tree)
+overflow_compare(struct map_check *m)
 {
     struct walk *w = &m->c->walk;
     AUTO_FREE mblock_t *blocks = malloc((w->nr_nodes + 1) * sizeof(*blocks));
@@ -181,7 +192,8 @@ overflow_compare(struct map_check *m, enum walk_tree tree)
     for (uint32_t i = 0; i < w->nr_nodes; i++) {
         const struct walk_node *node = &w->nodes[i];
 
-        if (node->tree == tree && !node->height && !(node->flags & WALK_DAMAGED))
+        if (node->tree == WALK_METADATA_COUNTS && !node->height &&
+            !(node->flags & WALK_DAMAGED))
             blocks[nr++] = node->block;
     }
     qsort(blocks, nr, sizeof(*blocks), compare_blocks);
@@ -228,22 +240,48 @@ judge_entry(struct map_check *m, uint64_t k, uint32_t e, unsigned pair)
         judge_count(m, b, pair, count_chunk_get(chunk, e));
 }
 
+static const uint8_t no_counts[4];
+
+/* The four entries of one byte are as they should be: equal, or in the overflow tree, where
+   they were compared. */
+static bool
+four_agree(const struct map_check *m, const struct count_chunk *chunk, uint64_t k,
+           uint32_t i, unsigned byte)
+{
+    const uint8_t *low = chunk ? chunk->low + 4 * (size_t)i : no_counts;
+    unsigned threes = byte & byte >> 1 & 0x55u;
+    unsigned over = m->overflow[k] ? m->overflow[k][i / 2] >> 4 * (i % 2) & 15u : 0;
+
+    threes = (threes | threes >> 1) & 0x33u;
+    threes = (threes | threes >> 2) & 0x0fu;
+    if (threes != over ||
+        ((load_le32(m->expand[byte]) ^ load_le32(low)) & ~m->bytes[threes]))
+        return false;
+    if (chunk && chunk->carry)
+        for (unsigned j = 0; j < 4; j++)
+            if (chunk->carry[4 * i + j] && !(threes >> j & 1u))
+                return false;
+    return true;
+}
+
 /* All entries of bitmap k below `end`. */
 static void
 compare_entries(struct map_check *m, const uint8_t *body, uint64_t k, uint32_t end)
 {
-    static const uint8_t no_counts[4];
     const struct count_chunk *chunk =
         m->wanted && k < m->wanted->nr_chunks ? m->wanted->chunk[k] : NULL;
-    bool slowly = !m->wanted || (chunk && chunk->carry) || m->overflow[k];
+
+    bool plain = m->wanted && !m->overflow[k] && !(chunk && chunk->carry);
 
     for (uint32_t i = 0; i < (end + 3) / 4; i++) {
         const uint8_t *low = chunk ? chunk->low + 4 * (size_t)i : no_counts;
         unsigned byte = body[i];
 
-        /* Four counts at once; threes need a look at the overflow tree. */
-        if (!slowly && load_le32(m->expand[byte]) == load_le32(low) &&
+        /* Most bitmaps have counts of 0 to 2 only: four at once. */
+        if (plain && load_le32(m->expand[byte]) == load_le32(low) &&
             !(byte & byte >> 1 & 0x55u))
+            continue;
+        if (m->wanted && four_agree(m, chunk, k, i, byte))
             continue;
         for (uint32_t e = 4 * i; e < 4 * i + 4 && e < end; e++)
             judge_entry(m, k, e, m->expand[byte][e % 4]);
@@ -432,6 +470,7 @@ check_data_space_map(struct check *c)
                           .unit = "data",
                           .wanted = c->opts->skip_mappings ? NULL : &c->res->data,
                           .nr_blocks = c->nr_data,
+                          .final = !c->opts->skip_mappings,
                           .whole = !c->walk.nr_damaged};
     struct walk_root index_root = {root->bitmap_root, 0};
     struct walk_root count_root = {root->ref_count_root, 0};
@@ -446,8 +485,7 @@ check_data_space_map(struct check *c)
         r = walk_trees(&c->walk, WALK_DATA_COUNTS, &count_root, 1, overflow_leaf, &m);
     if (c->walk.nr_damaged != damaged)
         m.whole = false;
-    if (r >= 0 && m.wanted)
-        r = overflow_compare(&m, WALK_DATA_COUNTS);
+    end_run(&m);
     if (r >= 0)
         r = read_bitmaps(&m);
     if (r >= 0 && m.nr_bitmaps == div_up_u64(m.nr_blocks, BITMAP_ENTRIES) && m.whole)
@@ -525,7 +563,7 @@ check_metadata_space_map(struct check *c)
     if (c->walk.nr_damaged)
         m.whole = false;
     if (r >= 0 && m.wanted)
-        r = overflow_compare(&m, WALK_METADATA_COUNTS);
+        r = overflow_compare(&m);
     if (r >= 0)
         r = read_bitmaps(&m);
     if (r >= 0 && m.nr_bitmaps == div_up_u64(m.nr_blocks, BITMAP_ENTRIES) && m.whole)
