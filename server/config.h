@@ -77,6 +77,10 @@ int config_parse_auto_extend(const char *text, struct pool_auto_extend *ret,
 /* Turns percent of `data_bytes` into bytes. A device that cannot grow keeps it, in vain. */
 void config_resolve_auto_extend(struct pool_auto_extend *extend, uint64_t data_bytes);
 
+#define CONFIG_POOL_KEYS                                                                \
+    "commit_interval, commit_max_dirty, on_full, no_space_timeout, discards, zeroing, " \
+    "auto_extend and extend_metadata"
+
 /*
  * One KEY=VALUE of `pool set` or [pool-defaults]: commit_interval, commit_max_dirty,
  * on_full, no_space_timeout, zeroing, discards, auto_extend, extend_metadata, overcommit.

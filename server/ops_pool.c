@@ -242,7 +242,8 @@ ops_pool_set(struct request *rq, const struct op_object *object)
 
         r = config_parse_pool_key(&config, kv->key, kv->value, &known, &err);
         if (r == 0 && !known)
-            r = thin_fail(&err, -THIN_E_INVALID, "a pool has no key %.64s", kv->key);
+            r = thin_fail(&err, -THIN_E_INVALID,
+                          "a pool has no key %.64s; it has " CONFIG_POOL_KEYS, kv->key);
     }
     if (r < 0)
         request_reply_code(rq, r, &err);

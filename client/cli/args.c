@@ -343,6 +343,10 @@ cli_split_key_value(const char *text, char **ret_key, const char **ret_value)
     key = strndup(text, (size_t)(equals - text));
     if (!key)
         return -ENOMEM;
+    /* Written like the option of the same meaning, a key is known as well. */
+    for (char *c = key; *c; c++)
+        if (*c == '-')
+            *c = '_';
     *ret_key = key;
     *ret_value = equals + 1;
     return 0;
