@@ -79,7 +79,7 @@ void config_resolve_auto_extend(struct pool_auto_extend *extend, uint64_t data_b
 
 #define CONFIG_POOL_KEYS                                                                \
     "commit_interval, commit_max_dirty, on_full, no_space_timeout, discards, zeroing, " \
-    "auto_extend and extend_metadata"
+    "auto_extend, extend_metadata and overcommit"
 
 /*
  * One KEY=VALUE of `pool set` or [pool-defaults]: commit_interval, commit_max_dirty,

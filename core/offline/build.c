@@ -119,11 +119,12 @@ build_device_begin(void *arg, const struct ir_device *dev)
         return thin_fail(b->err, -THIN_E_INVALID,
                          "device %" PRIu64 " comes after device %" PRIu64, dev->dev_id,
                          b->dev.dev_id);
-    if (dev->creation_time > b->sb.time || dev->snap_time > b->sb.time)
+    if (dev->creation_time > POOL_TIME_MAX || dev->snap_time > POOL_TIME_MAX)
         return thin_fail(b->err, -THIN_E_INVALID,
                          "device %" PRIu64 ": creation time %" PRIu32
-                         ", snap time %" PRIu32 ", the pool's time is %" PRIu32,
-                         dev->dev_id, dev->creation_time, dev->snap_time, b->sb.time);
+                         ", snap time %" PRIu32 ", at most %" PRIu32 " is possible",
+                         dev->dev_id, dev->creation_time, dev->snap_time,
+                         (uint32_t)POOL_TIME_MAX);
     b->dev = *dev;
     b->any_device = true;
     b->in_device = true;
@@ -152,11 +153,11 @@ judge_run(struct builder *b, const struct ir_run *run)
                          "data block %" PRIu64 " and %" PRIu64
                          " further ones, there are %" PRIu64,
                          run->data, run->len - 1, b->data.nr);
-    if (run->time > b->sb.time)
+    if (run->time > POOL_TIME_MAX)
         return thin_fail(b->err, -THIN_E_INVALID,
                          "virtual block %" PRIu64 " has time %" PRIu32
-                         ", the pool has %" PRIu32,
-                         run->virt, run->time, b->sb.time);
+                         ", at most %" PRIu32 " is possible",
+                         run->virt, run->time, (uint32_t)POOL_TIME_MAX);
     return 0;
 }
 

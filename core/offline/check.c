@@ -305,11 +305,18 @@ bad_mapping(struct trees *t, struct walk_node *node, const uint8_t *data, uint32
     node->flags |= WALK_DAMAGED;
     report_add(c->rep, REPORT_DAMAGE, REPORT_AT_MAPPING, node->block,
                "node %" PRIu64 ": virtual block %" PRIu64
-               " is mapped to data block %" PRIu64 " of %" PRIu64 ", time %" PRIu32
-               " of %" PRIu32 " (path %s)",
+               " is mapped to data block %" PRIu64 " of %" PRIu64 " (path %s)",
                node->block, node_key(data, i), mapping_block(value), c->nr_data,
-               mapping_time(value), c->res->sb.time,
                walk_path(&c->walk, node, path, sizeof(path)));
+}
+
+/* Nothing is wrong with the block; but whether it is shared can be misjudged. */
+static void
+note_ahead(struct check *c, mblock_t node, uint32_t time)
+{
+    if (c->nr_ahead++ == 0)
+        c->first_ahead = node;
+    c->time_ahead = (uint32_t)max_u64(c->time_ahead, time);
 }
 
 static int
@@ -330,12 +337,13 @@ mapping_leaf(void *arg, struct walk_node *node, const uint8_t *data)
         uint64_t value = load_le64(values + 8 * (size_t)i);
         dblock_t b = mapping_block(value);
 
-        if (__builtin_expect(b >= c->nr_data || mapping_time(value) > time, 0)) {
+        if (__builtin_expect(mapping_time(value) > time, 0))
+            note_ahead(c, node->block, mapping_time(value));
+        if (__builtin_expect(b >= c->nr_data, 0)) {
             if (!told)
                 bad_mapping(t, node, data, i);
             told = true;
-            if (b >= c->nr_data)
-                continue;
+            continue;
         }
         if (!chunk || b - begin >= BITMAP_ENTRIES) {
             begin = b - b % BITMAP_ENTRIES;
@@ -438,7 +446,7 @@ compare_one(struct trees *t, const struct check_device *dev,
     const struct device_details *d = &det->details;
 
     if (d->creation_time > c->res->sb.time || d->snapshotted_time > c->res->sb.time)
-        report_add(c->rep, REPORT_DAMAGE, REPORT_AT_DETAILS, dev->dev_id,
+        report_add(c->rep, REPORT_NOTE, REPORT_AT_DETAILS, dev->dev_id,
                    "%sdevice %" PRIu64 ": created at time %" PRIu32
                    ", snapshotted at %" PRIu32 ", the pool's time is %" PRIu32,
                    whose, dev->dev_id, d->creation_time, d->snapshotted_time,
@@ -507,6 +515,12 @@ walk_mappings(struct trees *t)
     for (size_t i = 0; i < t->nr_devices; i++)
         roots[i] = (struct walk_root){t->devices[i].root, (uint32_t)i};
     r = walk_trees(&c->walk, WALK_MAPPING, roots, t->nr_devices, mapping_leaf, t);
+    if (c->nr_ahead)
+        report_add(c->rep, REPORT_NOTE, REPORT_AT_MAPPING, c->first_ahead,
+                   "%" PRIu64 " mappings have a time ahead of the pool's, up to %" PRIu32
+                   " of %" PRIu32 " (the first in node %" PRIu64
+                   "): what they share can be misjudged; a repair sets the clock right",
+                   c->nr_ahead, c->time_ahead, c->res->sb.time, c->first_ahead);
     return r < 0 ? r : walk_sum(&c->walk, WALK_MAPPING);
 }
 

@@ -71,6 +71,10 @@ struct check {
     struct check_result *res;
     struct walk walk;
     uint64_t nr_data; /* data blocks that counters are kept for */
+    /* Mappings whose time is ahead of the pool's. */
+    uint64_t nr_ahead;
+    mblock_t first_ahead; /* node */
+    uint32_t time_ahead;  /* the greatest */
 };
 
 /* Starts to bring what is in use into the page cache, if it is not there. May be NULL. */

@@ -231,8 +231,7 @@ end_run(struct joiner *j)
 static bool
 mapping_fits(const struct live_pool *pool, uint64_t value)
 {
-    return mapping_block(value) < pool->sb.data_sm.nr_blocks &&
-           mapping_time(value) <= pool->sb.time;
+    return mapping_block(value) < pool->sb.data_sm.nr_blocks;
 }
 
 static int

@@ -265,8 +265,8 @@ survey(struct repair_plan *plan, struct thin_error *err)
                 (uint32_t)max_u64(s.max_time, max_u64(dev->details.creation_time,
                                                       dev->details.snapshotted_time));
     }
-    /* The clock of a lost superblock must not stand behind anything. */
-    if (plan->time_lost && r >= 0)
+    /* The clock must not stand behind anything: what is shared is told by it. */
+    if (r >= 0 && (plan->time_lost || s.max_time > pool->sb.time))
         pool->sb.time = s.max_time;
     return r;
 }

@@ -102,9 +102,11 @@ superblock_encode(const struct superblock *sb, void *block)
 int
 superblock_judge(const struct superblock *sb, bool read_only, struct thin_error *err)
 {
-    if (sb->version != SUPERBLOCK_VERSION)
+    /* Lower ones differ in nothing: thin_restore writes them when the XML says none, and
+       the kernel does not look. */
+    if (sb->version > SUPERBLOCK_VERSION)
         return thin_fail(err, -THIN_E_VERSION,
-                         "metadata version %" PRIu32 ", only %u is known", sb->version,
+                         "metadata version %" PRIu32 ", up to %u is known", sb->version,
                          SUPERBLOCK_VERSION);
     if (sb->metadata_block_size != METADATA_BLOCK_SECTORS)
         return thin_fail(err, -THIN_E_UNSUPPORTED,

@@ -193,12 +193,18 @@ fill_table(struct libscols_table *table, const struct ls_args *args,
 static int
 print_table(const struct ls_args *args, const struct ls_row *rows, size_t nr)
 {
-    struct libscols_table *table = scols_new_table();
+    struct libscols_table *table;
     int r;
 
+    if (nr == 0) {
+        /* libsmartcols shows no heading without lines. */
+        print_official(args, rows, nr);
+        return 0;
+    }
+    table = scols_new_table();
     if (!table)
         return -ENOMEM;
-    r = nr || !args->no_headers ? fill_table(table, args, rows, nr) : 0;
+    r = fill_table(table, args, rows, nr);
     scols_unref_table(table);
     return r;
 }

@@ -242,7 +242,7 @@ START_TEST(wrong_xml_is_refused_with_its_line)
         {HEAD MAP("1", "2", "0") TAIL, "line 2: <single_mapping> has no place"},
         {HEAD DEV MAP("5", "2", "0") MAP("5", "3", "0") TAIL, "comes after"},
         {HEAD DEV MAP("5", "100", "0") TAIL, "there are 100"},
-        {HEAD DEV MAP("5", "2", "4") TAIL, "time 4"},
+        {HEAD DEV MAP("5", "2", "16777216") TAIL, "time 16777216"},
         {HEAD DEV MAP("x", "2", "0") TAIL, "line 3: single_mapping: origin_block"},
         {HEAD DEV "<single_mapping origin_block=\"1\"/>" TAIL, "without data_block"},
         {HEAD DEV "</device>" DEV TAIL, "device 1 comes after device 1"},
