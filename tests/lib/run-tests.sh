@@ -1,12 +1,14 @@
 #!/bin/sh
 # Runs test programs one after another and says how it went, one line each; the output
-# of a failed one is shown. TEST_TIMEOUT: seconds for each (default 300).
+# of a failed one is shown. TEST_TIMEOUT: seconds for each (default 300). TEST_WRAPPER:
+# words in front of each.
 passed=0 failed=0
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 for t; do
 	start=$(date +%s)
-	if timeout "${TEST_TIMEOUT:-300}" "$t" >"$log" 2>&1; then
+	# shellcheck disable=SC2086 # the wrapper is words
+	if timeout "${TEST_TIMEOUT:-300}" ${TEST_WRAPPER:-} "$t" >"$log" 2>&1; then
 		passed=$((passed + 1))
 		echo "ok    $(basename "$t") ($(($(date +%s) - start)) s)"
 	else
