@@ -73,7 +73,8 @@ rm -rf "$root"/usr/lib/*/gconv "$root"/usr/lib/*/perl* "$root/usr/share"
 n=10
 for m in virtio virtio_ring virtio_pci_modern_dev virtio_pci_legacy_dev virtio_pci crct10dif_common \
 	crct10dif_generic crc-t10dif crc64 crc64-rocksoft_generic crc64-rocksoft t10-pi virtio_blk crc32c_generic \
-	crc32c-intel libcrc32c dm-mod dm-bufio dm-bio-prison dm-persistent-data dm-thin-pool nbd; do
+	crc32c-intel libcrc32c dm-mod dm-bufio dm-bio-prison dm-persistent-data dm-thin-pool nbd \
+	xfs; do
 	f=$(find "$cache/kernel" -name "$m.ko*" | head -n 1)
 	[ -n "$f" ] || continue
 	n=$((n + 1))
