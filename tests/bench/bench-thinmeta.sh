@@ -60,6 +60,10 @@ image() { # name, devices, mappings of each, further data blocks, mappings writt
 	blank "$W/$1" "$5"
 	"$meta" restore -i "$W/$1.xml" -o "$W/$1" >/dev/null
 }
+drop() { # file: none of it is in the page cache afterwards
+	dd of="$1" oflag=nocache conv=notrunc,fdatasync count=0 status=none
+	[ "$(fincore -n -o PAGES "$1" | tr -d ' ')" = 0 ] || { echo "bench-thinmeta: $1 stays in the page cache" >&2; exit 1; }
+}
 shared=$((mappings / 20)) near=$((mappings / 2))
 if [ ! -e "$W/made-$mappings" ]; then
 	image big 10 $((mappings / 10)) 0 "$mappings"
@@ -72,6 +76,7 @@ if [ ! -e "$W/made-$mappings" ]; then
 fi
 for i in big shared near; do
 	thin_check -q "$W/$i" || { echo "bench-thinmeta: thin_check finds faults in $i" >&2; exit 1; }
+	drop "$W/$i" # so that it comes into the cache in one and the same way
 	cat "$W/$i" >/dev/null
 done
 
@@ -122,10 +127,6 @@ region=0..$((mappings / 10))
 against "rmap of a tenth, big" 6 "thin_rmap --region $region $W/big >$W/theirs" "$meta rmap --region $region $W/big >$W/ours"
 
 # ---- from the disk ------------------------------------------------------------------------
-drop() { # file: none of it is in the page cache afterwards
-	dd of="$1" oflag=nocache conv=notrunc,fdatasync count=0 status=none
-	[ "$(fincore -n -o PAGES "$1" | tr -d ' ')" = 0 ] || { echo "bench-thinmeta: $1 stays in the page cache" >&2; exit 1; }
-}
 printf '\n%-34s %9s %9s   (seconds, page cache dropped)\n' "from the disk" "the disk" thinmeta
 for i in big shared near; do
 	[[ "from the disk, check, $i" =~ $only ]] || continue
