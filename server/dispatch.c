@@ -31,6 +31,7 @@ enum scope {
     X(POOL_DUMP, PoolDump, SCOPE_POOL, AUTH_MANAGE, ops_pool_dump)                       \
     X(POOL_HANDOVER, PoolHandover, SCOPE_POOL, AUTH_ADMIN, ops_pool_handover)            \
     X(VOLUME_MAP, VolumeMap, SCOPE_VOLUME, AUTH_READ, ops_volume_map)                    \
+    X(VOLUME_TRIM, VolumeTrim, SCOPE_VOLUME, AUTH_MANAGE, ops_volume_trim)               \
     X(VOLUME_CREATE, VolumeCreate, SCOPE_VOLUME, AUTH_MANAGE, ops_volume_create)         \
     X(VOLUME_DELETE, VolumeDelete, SCOPE_VOLUME, AUTH_MANAGE, ops_volume_delete)         \
     X(VOLUME_RESIZE, VolumeResize, SCOPE_VOLUME, AUTH_MANAGE, ops_volume_resize)         \

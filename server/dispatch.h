@@ -33,6 +33,8 @@ op_handler ops_pool_create, ops_pool_import, ops_pool_grow, ops_pool_open, ops_p
 op_handler ops_pool_check, ops_pool_dump, ops_volume_delta;
 /* ops_map.c */
 op_handler ops_volume_map, ops_volume_stats;
+/* ops_trim.c */
+op_handler ops_volume_trim;
 /* ops_handover.c */
 op_handler ops_pool_handover;
 /* ops_access.c */

@@ -576,12 +576,29 @@ volume_trim(struct cli *cli)
 {
     Thin__Request request = THIN__REQUEST__INIT;
     Thin__VolumeTrim body = THIN__VOLUME_TRIM__INIT;
+    char word[OUTPUT_WORD];
+    uint64_t freed = 0;
+    struct json json;
     int r = cli_check_volume(cli, cli->args[0]);
 
     body.name = lend(cli->args[0]);
     request.body_case = THIN__REQUEST__BODY_VOLUME_TRIM;
     request.volume_trim = &body;
-    return r ? r : change(cli, &request, cli->args[0]);
+    r = r ? r : cli_call(cli, &request, on_deleted, &freed);
+    if (r)
+        return r;
+    if (cli->json) {
+        json_init(&json, stdout, false);
+        json_open_object(&json, NULL);
+        json_string(&json, "name", cli->args[0]);
+        json_u64(&json, "freed", freed);
+        json_close(&json);
+        json_finish(&json);
+        return 0;
+    }
+    printf("%s: %s (%" PRIu64 " bytes) of zeros are no longer mapped\n", cli->args[0],
+           output_size(word, freed), freed);
+    return 0;
 }
 
 /* ---- texts of the server --------------------------------------------------------------- */

@@ -179,9 +179,9 @@ START_TEST(unknown_requests_are_answered_unsupported)
     ck_assert_int_eq(peer_reply(p)->code, -THIN_E_UNSUPPORTED);
     ck_assert_uint_eq(p->reply->slot, 1);
     ck_assert_int_eq(CALL(p, SERVER_STATUS, server_status, ServerStatus)->code, 0);
-    /* Known, but not served. */
+    /* Known, but without a name. */
     ck_assert_int_eq(CALL(p, VOLUME_TRIM, volume_trim, VolumeTrim)->code,
-                     -THIN_E_UNSUPPORTED);
+                     -THIN_E_INVALID);
     peer_hang_up(p);
 }
 END_TEST
