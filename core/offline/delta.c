@@ -26,6 +26,7 @@ struct delta {
     struct tree_shape tree;
     struct stream streams[NR_STREAMS];
     struct delta_run open; /* len 0: none */
+    bool differences_only;
     delta_run_fn *run;
     void *arg;
     struct thin_error *err;
@@ -100,6 +101,7 @@ part_lists(struct delta *d)
     AUTO_FREE uint8_t *in_left = calloc(nr_blocks / 8 + 1, 1);
     AUTO_FREE uint8_t *in_both = calloc(nr_blocks / 8 + 1, 1);
 
+    leaf_list_fini(both);
     both->refs = malloc((left->nr + 1) * sizeof(*both->refs));
     if (!in_left || !in_both || !both->refs)
         return thin_fail_code(d->err, -ENOMEM, "compare devices");
@@ -116,12 +118,60 @@ part_lists(struct delta *d)
     return drop_marked(right, in_both, nr_blocks, NULL);
 }
 
+/*
+ * The leaves that only one of the trees has, without ever entering what both have: level
+ * by level from the roots, the taller tree first.
+ */
+static int
+list_differing(struct delta *d, mblock_t left_root, mblock_t right_root)
+{
+    struct leaf_list *lists[] = {&d->streams[LEFT].list, &d->streams[RIGHT].list};
+    const struct leaf_ref roots[] = {{.block = left_root, .last = UINT64_MAX},
+                                     {.block = right_root, .last = UINT64_MAX}};
+    unsigned height[2];
+    int r = 0;
+
+    for (unsigned i = 0; i < 2 && r >= 0; i++) {
+        r = leaves_height(&d->tree, roots[i].block, &height[i], d->err);
+        if (r >= 0 && leaf_list_add(lists[i], &roots[i]) < 0)
+            r = thin_fail_code(d->err, -ENOMEM, "compare devices");
+    }
+    while (r >= 0) {
+        unsigned most = height[0] > height[1] ? height[0] : height[1];
+
+        if (height[0] == height[1])
+            r = part_lists(d);
+        if (most == 0)
+            break;
+        for (unsigned i = 0; i < 2 && r >= 0; i++)
+            if (height[i] == most) {
+                r = leaves_descend(&d->tree, lists[i], d->err);
+                height[i]--;
+            }
+    }
+    return r;
+}
+
+static int
+list_all(struct delta *d, const struct live_device *left, const struct live_device *right)
+{
+    int r = leaves_list(&d->tree, left->root, &d->streams[LEFT].list, d->err);
+
+    if (r < 0)
+        return thin_wrap(d->err, r, "device %" PRIu64, left->dev_id);
+    r = leaves_list(&d->tree, right->root, &d->streams[RIGHT].list, d->err);
+    if (r < 0)
+        return thin_wrap(d->err, r, "device %" PRIu64, right->dev_id);
+    return part_lists(d);
+}
+
 /* ---- runs ------------------------------------------------------------------------- */
 
 static int
 end_run(struct delta *d)
 {
-    int r = d->open.len ? d->run(d->arg, &d->open) : 0;
+    bool tell = d->open.len && !(d->differences_only && d->open.kind == DELTA_SAME);
+    int r = tell ? d->run(d->arg, &d->open) : 0;
 
     d->open.len = 0;
     return r;
@@ -205,11 +255,11 @@ step(struct delta *d)
 }
 
 static int
-merge(struct delta *d, bool differences_only)
+merge(struct delta *d)
 {
     int r = 0;
 
-    if (differences_only)
+    if (d->differences_only)
         d->streams[BOTH].list.nr = 0;
     for (unsigned i = 0; i < NR_STREAMS && r >= 0; i++)
         r = leaf_cursor_init(&d->streams[i].cursor, &d->tree, &d->streams[i].list,
@@ -233,21 +283,14 @@ delta_devices(struct live_pool *pool, const struct live_device *left,
     if (!d)
         return thin_fail_code(err, -ENOMEM, "compare devices");
     d->tree = live_mapping_tree(pool, false);
+    d->differences_only = differences_only;
     d->run = run;
     d->arg = arg;
     d->err = err;
-    r = leaves_list(&d->tree, left->root, &d->streams[LEFT].list, err);
-    if (r < 0)
-        r = thin_wrap(err, r, "device %" PRIu64, left->dev_id);
-    if (r >= 0) {
-        r = leaves_list(&d->tree, right->root, &d->streams[RIGHT].list, err);
-        if (r < 0)
-            r = thin_wrap(err, r, "device %" PRIu64, right->dev_id);
-    }
+    r = differences_only ? list_differing(d, left->root, right->root)
+                         : list_all(d, left, right);
     if (r >= 0)
-        r = part_lists(d);
-    if (r >= 0)
-        r = merge(d, differences_only);
+        r = merge(d);
     for (unsigned i = 0; i < NR_STREAMS; i++) {
         leaf_cursor_fini(&d->streams[i].cursor);
         leaf_list_fini(&d->streams[i].list);

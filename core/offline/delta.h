@@ -26,7 +26,8 @@ struct delta_run {
 
 typedef int delta_run_fn(void *arg, const struct delta_run *run);
 
-/* In virtual order. Damage is an error. */
+/* In virtual order. Damage is an error. With `differences_only` nothing is told of what is
+   the same, and what both trees share is not read: the cost follows what differs. */
 int delta_devices(struct live_pool *pool, const struct live_device *left,
                   const struct live_device *right, bool differences_only,
                   delta_run_fn *run, void *arg, struct thin_error *err);

@@ -170,6 +170,70 @@ leaves_list(const struct tree_shape *tree, mblock_t root, struct leaf_list *list
     return leaves_list_below(tree, &ref, list, err);
 }
 
+/* ---- one level at a time ------------------------------------------------------------ */
+
+int
+leaves_height(const struct tree_shape *tree, mblock_t root, unsigned *ret_height,
+              struct thin_error *err)
+{
+    AUTO_FREE uint8_t *data = malloc(METADATA_BLOCK_SIZE);
+    struct leaf_ref ref = {.block = root, .last = UINT64_MAX};
+
+    if (!data)
+        return thin_fail_code(err, -ENOMEM, "read a tree");
+    for (unsigned height = 0; height <= DEPTH_MAX; height++) {
+        int r = read_node(tree, &ref, data, err);
+
+        if (r < 0)
+            return r;
+        if (node_is_leaf(data)) {
+            *ret_height = height;
+            return 0;
+        }
+        ref = child_ref(data, 0, ref.last);
+    }
+    return thin_fail(err, -THIN_E_BAD_BLOCK,
+                     "node %" PRIu64 ": the tree is deeper than any valid one", root);
+}
+
+int
+leaves_descend(const struct tree_shape *tree, struct leaf_list *level,
+               struct thin_error *err)
+{
+    AUTO_FREE uint8_t *data = malloc(METADATA_BLOCK_SIZE);
+    struct leaf_list below = {0};
+    int r = data ? 0 : thin_fail_code(err, -ENOMEM, "read a tree");
+
+    for (size_t i = 0; i < level->nr && r >= 0; i++) {
+        const struct leaf_ref *ref = &level->refs[i];
+
+        r = read_node(tree, ref, data, err);
+        if (r == 0 && node_is_leaf(data))
+            r = thin_fail(err, -THIN_E_BAD_BLOCK,
+                          "node %" PRIu64 " is a leaf where an internal node should be",
+                          ref->block);
+        if (r == 0)
+            r = judge_range(ref, data, err);
+        for (uint32_t k = 0; r == 0 && k < node_nr_entries(data); k++) {
+            struct leaf_ref child = child_ref(data, k, ref->last);
+
+            /* A tree holds each of its nodes once. */
+            if (below.nr >= tree->nr_blocks)
+                r = thin_fail(err, -THIN_E_LIMIT,
+                              "a tree has more nodes than there are metadata blocks");
+            else if (leaf_list_add(&below, &child) < 0)
+                r = thin_fail_code(err, -ENOMEM, "read a tree");
+        }
+    }
+    if (r < 0) {
+        leaf_list_fini(&below);
+        return r;
+    }
+    leaf_list_fini(level);
+    *level = below;
+    return 0;
+}
+
 /* ---- reading ----------------------------------------------------------------------- */
 
 struct leaf_slot {

@@ -52,6 +52,13 @@ int leaves_list_below(const struct tree_shape *tree, const struct leaf_ref *ref,
                       struct leaf_list *list, struct thin_error *err);
 void leaf_list_fini(struct leaf_list *list);
 
+/* How many levels stand above the leaves of a tree: down its first children. */
+int leaves_height(const struct tree_shape *tree, mblock_t root, unsigned *ret_height,
+                  struct thin_error *err);
+/* Takes the nodes of one level, all internal, and puts their children in their place. */
+int leaves_descend(const struct tree_shape *tree, struct leaf_list *level,
+                   struct thin_error *err);
+
 /*
  * Calls `seen` with every leaf of the list in its order, judged and held against its
  * range; not 0 ends the row.

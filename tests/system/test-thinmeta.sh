@@ -54,6 +54,11 @@ for dir in "$POOLS"/*/; do
 			compare thin_delta --verbose --snap1 "$a" --snap2 "$b" "$m"
 		done
 	done
+	if [ ${#ids[@]} -gt 1 ]; then
+		thin_delta --thin1 "${ids[0]}" --thin2 "${ids[1]}" "$m" | grep -v '<same ' >"$W/official.out"
+		thinmeta delta --differences-only --thin1 "${ids[0]}" --thin2 "${ids[1]}" "$m" >"$W/ours.out"
+		cmp "$W/official.out" "$W/ours.out" || fail "the differences in $pool"
+	fi
 	thinmeta dump -f json "$m" | python3 -c 'import json, sys; json.load(sys.stdin)'
 	thinmeta ls --json "$m" | python3 -c 'import json, sys; json.load(sys.stdin)'
 	thinmeta check --json "$m" | python3 -c 'import json, sys; json.load(sys.stdin)'

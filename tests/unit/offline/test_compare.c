@@ -184,6 +184,73 @@ START_TEST(delta_tells_each_block_as_it_is)
 }
 END_TEST
 
+/* What differs, run by run. */
+struct differing {
+    struct delta_run runs[20000];
+    size_t nr;
+    bool differences_only;
+};
+
+static int
+keep_differing(void *arg, const struct delta_run *run)
+{
+    struct differing *d = arg;
+
+    ck_assert(run->kind != DELTA_SAME || !d->differences_only);
+    if (run->kind == DELTA_SAME)
+        return 0;
+    ck_assert_uint_lt(d->nr, sizeof(d->runs) / sizeof(d->runs[0]));
+    d->runs[d->nr++] = *run;
+    return 0;
+}
+
+/* A tree of 70000 mappings and its snapshot, which has been written to. */
+START_TEST(what_both_have_is_not_even_read)
+{
+    static const struct live_options opts;
+    struct mem_device m = fixture_pool("big-tree");
+    struct meta_source *src = mem_open(&m);
+    struct differing *all = calloc(1, sizeof(*all)), *only = calloc(1, sizeof(*only));
+    const struct live_device *one, *two;
+    struct live_pool pool;
+    uint64_t before;
+
+    ck_assert(all && only);
+    only->differences_only = true;
+    ck_assert_int_eq(live_open(src, &opts, &pool, NULL), 0);
+    one = live_find(&pool, 1);
+    two = live_find(&pool, 2);
+    ck_assert(one && two);
+    for (int turn = 0; turn < 2; turn++) {
+        const struct live_device *left = turn ? two : one, *right = turn ? one : two;
+
+        all->nr = only->nr = 0;
+        ck_assert_int_eq(
+            delta_devices(&pool, left, right, false, keep_differing, all, NULL), 0);
+        ck_assert_int_eq(
+            delta_devices(&pool, left, right, true, keep_differing, only, NULL), 0);
+        ck_assert_uint_gt(all->nr, 0);
+        ck_assert_uint_eq(all->nr, only->nr);
+        for (size_t i = 0; i < all->nr; i++) {
+            const struct delta_run *a = &all->runs[i], *b = &only->runs[i];
+
+            ck_assert(a->kind == b->kind && a->begin == b->begin && a->len == b->len);
+            ck_assert(a->left == b->left && a->right == b->right);
+        }
+    }
+    before = src->nr_read;
+    only->nr = 0;
+    ck_assert_int_eq(delta_devices(&pool, one, one, true, keep_differing, only, NULL), 0);
+    ck_assert_uint_eq(only->nr, 0);
+    ck_assert_uint_le(src->nr_read - before, 2 * 4); /* the way down, for the height */
+    live_close(&pool);
+    source_close(src);
+    free(m.bytes);
+    free(all);
+    free(only);
+}
+END_TEST
+
 struct rmap_seen {
     const struct model *model;
     dblock_t begin, end, last;
@@ -275,6 +342,7 @@ main(void)
 
     tcase_set_timeout(tc, 60);
     tcase_add_loop_test(tc, delta_tells_each_block_as_it_is, 0, NR_POOLS);
+    tcase_add_test(tc, what_both_have_is_not_even_read);
     tcase_add_loop_test(tc, rmap_tells_each_mapped_block_of_the_region, 0, NR_POOLS);
     tcase_add_loop_test(tc, exclusive_blocks_are_those_that_one_device_maps, 0, NR_POOLS);
     suite_add_tcase(s, tc);
