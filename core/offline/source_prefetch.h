@@ -10,8 +10,9 @@
 #include "core/offline/source.h"
 
 #define PREFETCH_PIECE_BLOCKS 64u
-#define PREFETCH_DEPTH        8u           /* pieces on their way at once */
-#define PREFETCH_BLOCKS_MAX   (512u << 10) /* 2 GiB: what a page cache can keep */
+/* Pieces on their way at once: few, as who needs one block now waits behind them. */
+#define PREFETCH_DEPTH      2u
+#define PREFETCH_BLOCKS_MAX (512u << 10) /* 2 GiB: what a page cache can keep */
 
 struct source_prefetch;
 
