@@ -32,8 +32,36 @@ struct pool_page {
     Thin__PoolInfo pools[POOL_A_PAGE], *list[POOL_A_PAGE];
     struct pool_info infos[POOL_A_PAGE];
     char auto_extend[POOL_A_PAGE][96];
+    /* Of the one pool that was asked for. */
+    struct pool_step_info step_infos[POOL_STEPS_MAX];
+    Thin__StepInfo steps[POOL_STEPS_MAX], *step_list[POOL_STEPS_MAX];
+    uint64_t step_bounds[POOL_STEP_BUCKETS];
     unsigned nr;
 };
+
+static void
+fill_steps(Thin__PoolInfo *p, struct pool_page *page, const struct pool *pool)
+{
+    unsigned nr = pool_get_steps(pool, page->step_infos, POOL_STEPS_MAX);
+
+    for (unsigned i = 0; i < nr; i++) {
+        struct pool_step_info *info = &page->step_infos[i];
+        Thin__StepInfo *s = page->step_list[i] = &page->steps[i];
+
+        thin__step_info__init(s);
+        s->name = info->name;
+        s->count = info->count;
+        s->longest_ns = info->longest_ns;
+        s->locks = info->locks;
+        s->n_counts = POOL_STEP_BUCKETS;
+        s->counts = info->buckets;
+    }
+    memcpy(page->step_bounds, pool_step_bounds_ns, sizeof(page->step_bounds));
+    p->n_step_bounds_ns = POOL_STEP_BUCKETS;
+    p->step_bounds_ns = page->step_bounds;
+    p->n_steps = nr;
+    p->steps = page->step_list;
+}
 
 static void
 fill_open(Thin__PoolInfo *p, const struct pool_info *info)
@@ -174,6 +202,8 @@ ops_pool_list(struct request *rq, const struct op_object *object)
         if (page->nr == POOL_A_PAGE)
             send_pools(rq, page, false);
         fill_pool(page, sp, right == AUTH_ADMIN);
+        if (m->name[0] && sp->state == POOLS_OPEN)
+            fill_steps(&page->pools[page->nr - 1], page, sp->pool);
     }
     if (m->name[0] && page->nr == 0)
         ops_fail(rq, -THIN_E_NOT_FOUND, "no such pool: %.*s", THIN_NAME_MAX, m->name);

@@ -132,6 +132,7 @@ static const struct cli_option import_options[] = {
 };
 
 #define IMPORT_VOLUMES_MAX 65536u
+#define SNAPSHOTS_FEW      1048576u /* of 16777215 */
 #define DEV_ID_MAX         ((1u << 24) - 1)
 
 /* What is known about devices before the import. */
@@ -432,6 +433,10 @@ print_pool(const Thin__PoolInfo *p)
     output_field("zeroing", p->zeroing ? "yes" : "no");
     output_field("discards", p->discards);
     field_u64("snapshots left", p->snapshots_left);
+    if (strcmp(p->state, "open") == 0 && p->snapshots_left < SNAPSHOTS_FEW)
+        output_field("  warning",
+                     "no snapshot can be taken after them: copy the volumes to a "
+                     "new pool in time");
     field_u64("commits", p->commits);
     output_field("cache hits",
                  output_percent(word, p->cache_hits, p->cache_hits + p->cache_misses));

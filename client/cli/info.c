@@ -179,6 +179,34 @@ info_get_volumes(struct cli *cli, const char *pool, const char *name,
 /* ---- JSON ------------------------------------------------------------------------------ */
 
 static void
+json_steps(struct json *json, const Thin__PoolInfo *p)
+{
+    json_open_array(json, "steps");
+    for (size_t i = 0; i < p->n_steps; i++) {
+        const Thin__StepInfo *s = p->steps[i];
+
+        json_open_object(json, NULL);
+        json_string(json, "name", s->name);
+        json_u64(json, "count", s->count);
+        json_u64(json, "longest_ns", s->longest_ns);
+        json_u64(json, "locks", s->locks);
+        json_open_array(json, "times");
+        for (size_t k = 0; k < s->n_counts && k < p->n_step_bounds_ns; k++) {
+            json_open_object(json, NULL);
+            if (p->step_bounds_ns[k] == UINT64_MAX)
+                json_null(json, "up_to_ns");
+            else
+                json_u64(json, "up_to_ns", p->step_bounds_ns[k]);
+            json_u64(json, "count", s->counts[k]);
+            json_close(json);
+        }
+        json_close(json);
+        json_close(json);
+    }
+    json_close(json);
+}
+
+static void
 json_pool(struct json *json, const Thin__PoolInfo *p)
 {
     json_open_object(json, NULL);
@@ -224,6 +252,8 @@ json_pool(struct json *json, const Thin__PoolInfo *p)
     json_u64(json, "longest_step_ns", p->longest_step_ns);
     json_string_or_null(json, "longest_step", p->longest_step);
     json_u64(json, "locks_high_water", p->locks_high_water);
+    if (p->n_steps)
+        json_steps(json, p);
     json_close(json);
 }
 

@@ -1,11 +1,13 @@
 /* Snapshots, alone and in groups, and rolling a volume back to one. */
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "core/base/assert.h"
 #include "core/base/checked.h"
 #include "core/base/cleanup.h"
+#include "core/base/log.h"
 #include "core/base/seeded_bug.h"
 #include "core/pool/admin_private.h"
 
@@ -99,6 +101,20 @@ snapshot_apply(struct admin_job *job, struct thin_error *err)
     return result;
 }
 
+/* The pool's time has 24 bits: its end is told early, at each half of what was left. */
+static void
+ticks_look(struct pool *pool)
+{
+    uint32_t left = POOL_TIME_MAX - metadata_superblock(pool->md)->time;
+    char words[96];
+
+    if (left > POOL_TICKS_FEW || (left & (left - 1)) != 0)
+        return;
+    snprintf(words, sizeof(words), "only %u more snapshots can be told apart", left);
+    log_warning("%s pool=%s", words, pool->name);
+    pool_tell(pool, "few-snapshots-left", words);
+}
+
 static bool
 snapshot_applied(struct admin_job *job)
 {
@@ -111,6 +127,7 @@ snapshot_applied(struct admin_job *job)
             volume_core_set_time(core, snap->snapshotted_time);
         limits_shared(job->pool, snap->origin_id);
     }
+    ticks_look(job->pool);
     admin_background_kick(job->pool->admin);
     return false;
 }

@@ -28,6 +28,7 @@
 #define POOL_ORIGIN_MAX          1024u /* bytes of an external origin's path or URI, with NUL */
 #define POOL_ORIGIN_IDENTITY_MAX 128u /* bytes of what tells one from another, with NUL */
 #define POOL_HOLDER_MAX          256u /* bytes of an identity that holds an attachment, with NUL */
+#define POOL_TICKS_FEW           1048576u    /* from here on a pool warns that they end */
 #define POOL_GROUP_MAX           64u         /* volumes in one group snapshot */
 #define POOL_VOLUMES_MAX         1048576u    /* volumes in one pool's catalogue */
 #define POOL_IO_BYTES_MAX        (64u << 20) /* bytes of one volume_io that carries data */
@@ -170,7 +171,7 @@ struct pool_info {
     uint64_t transaction_id; /* the superblock's, user space's own */
     uint64_t txn;            /* the engine's own count of commits */
     uint64_t incarnation;    /* changes whenever acknowledged writes may be lost */
-    uint32_t time_left;      /* snapshot ticks left of 2^24 */
+    uint32_t time_left;      /* snapshot ticks left of 2^24; few: see POOL_TICKS_FEW */
     uint64_t nr_volumes, virtual_bytes; /* snapshots included */
     uint64_t held_root;
     uint64_t cache_hits, cache_misses; /* metadata cache */

@@ -130,6 +130,43 @@ START_TEST(an_open_origin_finds_its_blocks_shared_at_once)
 }
 END_TEST
 
+static char told_event[64];
+
+static void
+note_event(void *arg, struct pool *pool, const char *event, const char *words)
+{
+    (void)arg;
+    (void)pool;
+    (void)words;
+    if (strcmp(event, "few-snapshots-left") == 0)
+        snprintf(told_event, sizeof(told_event), "%s", event);
+}
+
+START_TEST(the_end_of_snapshots_is_told_in_time)
+{
+    struct superblock *sb;
+    struct pool_info info;
+
+    rig_close();
+    rig.params.event = note_event;
+    rig_open(false);
+    rig_create("a", 4 * RIG_BLOCK);
+    rig_fill("a", 0, RIG_BLOCK, 1);
+    /* As if so many had been taken. */
+    sb = (struct superblock *)(uintptr_t)metadata_superblock(rig.pool->md);
+    sb->time = POOL_TIME_MAX - POOL_TICKS_FEW - 2;
+    rig_fill("a", RIG_BLOCK, RIG_BLOCK, 1);
+    rig_snap("a", "s1");
+    ck_assert_str_eq(told_event, "");
+    rig_fill("a", RIG_BLOCK, RIG_BLOCK, 2);
+    rig_snap("a", "s2");
+    pool_get_info(rig.pool, &info);
+    ck_assert_uint_eq(info.time_left, POOL_TICKS_FEW);
+    ck_assert_str_eq(told_event, "few-snapshots-left");
+    rig.params.event = NULL;
+}
+END_TEST
+
 START_TEST(a_group_is_taken_whole_or_not_at_all)
 {
     const char *origins[] = {"a", "b", "c"};
@@ -656,6 +693,7 @@ main(void)
     tcase_add_test(tcase, create_refuses_what_is_wrong);
     tcase_add_test(tcase, a_snapshot_shares_and_keeps_the_old_state);
     tcase_add_test(tcase, an_open_origin_finds_its_blocks_shared_at_once);
+    tcase_add_test(tcase, the_end_of_snapshots_is_told_in_time);
     tcase_add_test(tcase, a_group_is_taken_whole_or_not_at_all);
     tcase_add_test(tcase, a_group_may_begin_before_time_ticks);
     tcase_add_test(tcase, the_largest_group_fits_in_one_operation);

@@ -408,6 +408,17 @@ START_TEST(life_of_pools)
     ck_assert_uint_eq(info->data_size, 64 << 20);
     ck_assert_str_eq(info->data_path, rig_path("a.data"));
     ck_assert_uint_eq(info->nr_volumes, 1);
+    ck_assert_uint_gt(info->n_steps, 2);
+    for (size_t i = 0; i < info->n_steps; i++) {
+        const Thin__StepInfo *s = info->steps[i];
+        uint64_t sum = 0;
+
+        ck_assert_str_ne(s->name, "");
+        ck_assert_uint_eq(s->n_counts, info->n_step_bounds_ns);
+        for (size_t k = 0; k < s->n_counts; k++)
+            sum += s->counts[k];
+        ck_assert_uint_eq(sum, s->count);
+    }
     ck_assert_int_eq(
         CALL(p, POOL_GROW, pool_grow, PoolGrow, .name = S("a"), .data_size = 128 << 20)
             ->code,
