@@ -427,6 +427,7 @@ commit_cut(struct pool *pool)
     c->state = COMMIT_WRITING;
     c->md_io++;
     bm_write_cut(pool->bm, cut_written, pool);
+    metaops_after_cut(pool);
     /* All data that the cut's mappings stand for had completed before they were made. */
     if (!seeded_bug(SEEDED_MISSING_FLUSH))
         flush_want(pool, c->cut_seq);

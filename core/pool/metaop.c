@@ -93,8 +93,9 @@ op_wait_commit(struct metaop *op, int code, struct thin_error *err)
     /* What is pinned could keep others from finding a frame meanwhile. */
     bm_fetch_fini(&op->fetch);
     bm_fetch_init(&op->fetch, pool->bm, op_fetched);
+    /* The one that is being written may do; the open one follows in any case. */
     op->state = OP_COMMIT;
-    op->wait_txn = txn;
+    op->wait_txn = pool->commit.cut_txn ? pool->commit.cut_txn : txn;
     TAILQ_INSERT_TAIL(&pool->ops_commit, op, link);
     commit_want(pool, txn);
 }
@@ -179,7 +180,9 @@ metaop_start(struct pool *pool, struct metaop *op, bool may_finish_now)
     op->state = OP_NEW;
     bm_fetch_init(&op->fetch, pool->bm, op_fetched);
     pool->nr_ops++;
-    if (may_finish_now && pool->metadata_ready) {
+    /* Who waited comes first: what a commit made room for is his. */
+    if (may_finish_now && pool->metadata_ready &&
+        (op->reads_only || TAILQ_EMPTY(&pool->ops_late))) {
         op_run(op);
         return;
     }
@@ -189,6 +192,22 @@ metaop_start(struct pool *pool, struct metaop *op, bool may_finish_now)
         op->epoch = pool->epoch - 1;
     TAILQ_INSERT_TAIL(&pool->ops_late, op, link);
     loop_defer(pool->loop, &pool->ops_task);
+}
+
+void
+metaops_after_cut(struct pool *pool)
+{
+    struct metaop *op;
+
+    /* Not a commit waited for in full: it does not count. */
+    TAILQ_FOREACH(op, &pool->ops_commit, link) {
+        op->state = OP_LATE;
+        if (op->wait_txn)
+            op->commits_waited--;
+    }
+    TAILQ_CONCAT(&pool->ops_late, &pool->ops_commit, link);
+    if (!TAILQ_EMPTY(&pool->ops_late))
+        loop_defer(pool->loop, &pool->ops_task);
 }
 
 void

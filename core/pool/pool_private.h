@@ -77,6 +77,8 @@ void metaop_start(struct pool *pool, struct metaop *op, bool may_finish_now);
 void metaops_init(struct pool *pool);
 /* A transaction became durable: operations that waited for it run again. */
 void metaops_after_commit(struct pool *pool);
+/* The open transaction was cut: its tables have room again, for those who wait. */
+void metaops_after_cut(struct pool *pool);
 /* The epoch has changed: all that wait are told so. */
 void metaops_roll_back(struct pool *pool);
 
