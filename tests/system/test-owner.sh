@@ -3,7 +3,9 @@
 # a dead owner on this machine stands in nobody's way.
 . "$(dirname "$0")/lib.sh"
 need_tools nbdsh thin_check
-[ -s /etc/machine-id ] || fail "this machine has no /etc/machine-id: marks cannot be told apart"
+# A bare system has none before its first boot; every other one must have it.
+[ -s /etc/machine-id ] || od -An -N16 -tx1 /dev/urandom | tr -d ' \n' >/etc/machine-id ||
+	fail "this machine has no /etc/machine-id, and none can be made: marks cannot be told apart"
 start_server
 new_pool tank 64M --commit-interval 100ms
 new_pool other 64M
