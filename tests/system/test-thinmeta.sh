@@ -92,6 +92,49 @@ for dir in "$POOLS"/*/; do
 	thin_check -q "$W/r.img" || fail "thin_check of repaired $pool"
 done
 
+seed=${SEED:-$(date +%s)}
+echo "a large random pool, SEED=$seed"
+python3 - "$seed" >"$W/random.xml" <<'END'
+import random, sys
+rng = random.Random(int(sys.argv[1]))
+nr_data, time = 400000, 9
+print(f'<superblock uuid="" time="{time}" transaction="{rng.randrange(1 << 40)}" flags="0" version="2" data_block_size="{128 * rng.randrange(1, 9)}" nr_data_blocks="{nr_data}">')
+for dev in sorted(rng.sample(range(1 << 24), rng.randrange(3, 9))):
+    runs, virt, mapped = [], rng.randrange(1 << rng.randrange(1, 40)), 0
+    for _ in range(rng.choice((0, 1, 100, 20000))):
+        n = rng.choice((1, 1, 1, 2, 5, rng.randrange(1, 600)))
+        data = rng.randrange(nr_data - n)
+        runs.append((virt, data, n, rng.randrange(time + 1)))
+        virt += n + rng.choice((0, 0, 1, rng.randrange(1 << 20)))
+        mapped += n
+    print(f'  <device dev_id="{dev}" mapped_blocks="{mapped}" transaction="{rng.randrange(99)}" creation_time="{rng.randrange(time)}" snap_time="{rng.randrange(time + 1)}">')
+    for virt, data, n, t in runs:
+        if n == 1:
+            print(f'    <single_mapping origin_block="{virt}" data_block="{data}" time="{t}"/>')
+        else:
+            print(f'    <range_mapping origin_begin="{virt}" data_begin="{data}" length="{n}" time="{t}"/>')
+    print('  </device>')
+print('</superblock>')
+END
+for by in thinmeta thin_restore; do
+	blank "$W/random.img" 256M
+	if [ $by = thinmeta ]; then
+		thinmeta restore -i "$W/random.xml" -o "$W/random.img"
+		thinmeta check --strict -q "$W/random.img" || fail "check of our restore of a random pool"
+	else
+		thin_restore -q -i "$W/random.xml" -o "$W/random.img" >/dev/null
+		thinmeta check -q "$W/random.img" || fail "check of thin_restore's random pool"
+	fi
+	thin_check -q "$W/random.img" || fail "thin_check of a random pool by $by"
+	compare thin_dump "$W/random.img"
+	compare thin_dump -f human_readable "$W/random.img"
+	compare thin_ls --no-headers -o "$FIELDS" "$W/random.img"
+	read -r -d '' -a ids < <(thin_ls --no-headers -o DEV "$W/random.img" | head -n 3) || true
+	compare thin_delta --thin1 "${ids[0]}" --thin2 "${ids[1]}" "$W/random.img"
+	compare thin_delta --verbose --thin1 "${ids[1]}" --thin2 "${ids[2]}" "$W/random.img"
+done
+rm -f "$W/random.img" "$W/random.xml"
+
 echo "damage"
 m=$W/few-thins.img
 cp "$m" "$W/bad.img"
