@@ -155,7 +155,7 @@ catalogue_finish_trailer(void *arg, uint8_t *superblock)
     struct catalogue *cat = pool->catalogue;
     uint8_t *bytes = superblock + SUPERBLOCK_TRAILER_OFFSET;
     struct catalogue_trailer trailer;
-    bool found = false;
+    bool found = false, closes;
 
     /* Without a trailer of ours, or with one of a later version: not ours to touch. */
     if (!cat || catalogue_trailer_decode(bytes, &trailer, &found, NULL) < 0 || !found)
@@ -168,9 +168,12 @@ catalogue_finish_trailer(void *arg, uint8_t *superblock)
     trailer.owner_start = cat->trailer.owner_start;
     /* While memory knows what the log does not, the next open must look again. */
     trailer.flags = cat->unrecorded ? CATALOGUE_UNRECORDED : 0;
-    cat->cut_clean = pool_closes_clean(pool) && !cat->damage[0];
-    if (cat->cut_clean) {
+    /* The mark of an opening acknowledges nothing: what was clean is clean. */
+    closes = pool_closes_clean(pool) && !cat->damage[0];
+    cat->cut_clean = closes || (!pool->opened && cat->clean);
+    if (cat->cut_clean)
         trailer.flags |= CATALOGUE_CLEAN;
+    if (closes) {
         /* Nobody's now: the next owner may be on another machine. */
         memset(trailer.owner_host, 0, sizeof(trailer.owner_host));
         memset(trailer.owner_boot, 0, sizeof(trailer.owner_boot));
@@ -237,7 +240,7 @@ catalogue_can_be_clean(const struct pool *pool)
 
     /* What is being committed right now takes the mark back. */
     return cat && cat->present && !cat->damage[0] &&
-           (!cat->clean || pool->commit.cut_txn);
+           (!cat->clean || pool->commit.cut_txn || catalogue_can_be_owned(pool));
 }
 
 bool

@@ -324,8 +324,9 @@ superblock_written(void *arg, int result)
         pool->keep_superblock(pool->event_arg, c->superblock);
     catalogue_durable(pool);
     metadata_set_durable(pool->md, txn);
-    commit_wake(pool);
+    /* Before anybody is woken: who finds no room now must wait for what comes back. */
     c->freeing = true;
+    commit_wake(pool);
     free_run(&c->free_task); /* mostly all of it */
     if (c->wanted)
         loop_defer(pool->loop, &c->step_task);

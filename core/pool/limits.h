@@ -15,6 +15,9 @@
  * told apart, own(v) is counted by a walk in bounded steps; until it has ended own(v) is
  * taken too low, never too high.
  *
+ * Not kept where a metadata snapshot (the format's held root) is reserved and the volume
+ * discards: the held root keeps those blocks, and the promise of new ones has no cover.
+ *
  * A quota is a bound on mapped blocks; who would pass it fails with -THIN_E_QUOTA alone.
  *
  * One thread: the pool's. "blocks" are data blocks.

@@ -488,7 +488,8 @@ uint64_t catalogue_change_base(const struct pool *pool);
  * opened for writing.
  */
 bool catalogue_is_clean(const struct pool *pool);
-bool catalogue_can_be_clean(const struct pool *pool); /* it is not, and could be */
+/* It is not, or is with an owner, and could be. */
+bool catalogue_can_be_clean(const struct pool *pool);
 /* There is a trailer of ours for the mark to stand in, and this machine has an id. */
 bool catalogue_can_be_owned(const struct pool *pool);
 void catalogue_touch(struct pool *pool); /* inside an operation: the trailer is written */

@@ -23,9 +23,10 @@
 #include "tests/lib/device_crash.h"
 #include "tests/lib/sim_drive.h"
 
-#define DATA_BLOCKS 48u
-#define META_BLOCKS 320u
-#define ROUNDS      12u /* of one seed */
+#define DATA_BLOCKS     48u
+#define META_BLOCKS     320u
+#define META_BLOCKS_FEW 120u
+#define ROUNDS          12u /* of one seed */
 #ifdef THIN_SANITIZED
 #define CRASHES 500u
 #else
@@ -39,12 +40,13 @@ struct run {
     struct sim sim;
     struct crash_disk *data, *meta;
     struct crash_params *data_params, *meta_params;
-    bool after_close; /* opened after a clean end */
+    bool after_close;               /* opened after a clean end */
+    struct recount_source metadata; /* the disk, for who reads beside the clients */
 };
 
 static bool tracing; /* TRACE in the environment: every event of the model, on stdout */
 static uint64_t nr_crashes, nr_opens, nr_ops, nr_changes, nr_rollbacks, nr_closes,
-    nr_kept, nr_lost, nr_twice, nr_recounts, nr_tool;
+    nr_kept, nr_lost, nr_pins, nr_pins_lost, nr_twice, nr_recounts, nr_tool;
 
 /* ---- faults ---------------------------------------------------------------------------------- */
 
@@ -302,7 +304,7 @@ run_seed(uint64_t seed)
 {
     static struct run run;
     struct sim *sim = &run.sim;
-    uint64_t blocks;
+    uint64_t blocks, meta_blocks;
 
     memset(&run, 0, sizeof(run));
     sim_init(sim, seed);
@@ -310,11 +312,18 @@ run_seed(uint64_t seed)
         sim->model.listener = trace;
         sim->model.listener_arg = sim;
     }
+    /* Some run out of metadata again and again. */
+    meta_blocks = random_below(&sim->rng, 4)
+                      ? META_BLOCKS
+                      : META_BLOCKS_FEW + random_below(&sim->rng, 40);
     blocks = DATA_BLOCKS - random_below(&sim->rng, DATA_BLOCKS / 2);
     sim->data_size_max = (blocks + 24) * SIM_BLOCK;
     sim->metadata_size_max = (META_BLOCKS + 200) * 4096;
     run.data = crash_disk_create(&sim->rng, blocks * SIM_BLOCK, NULL);
-    run.meta = crash_disk_create(&sim->rng, META_BLOCKS * 4096, NULL);
+    run.meta = crash_disk_create(&sim->rng, meta_blocks * 4096, NULL);
+    run.metadata = (struct recount_source){
+        .page = meta_page, .arg = run.meta, .size = UINT64_MAX /* it may grow */};
+    sim->metadata = &run.metadata;
     run.data_params = crash_disk_params(run.data);
     run.meta_params = crash_disk_params(run.meta);
     /* With data much slower than metadata, requests are overtaken by commits. */
@@ -337,6 +346,8 @@ run_seed(uint64_t seed)
     nr_ops += sim->nr_ops;
     nr_changes += sim->nr_changes;
     nr_rollbacks += sim->nr_rollbacks;
+    nr_pins += sim->nr_pins;
+    nr_pins_lost += sim->nr_pins_lost;
     nr_kept += sim->nr_kept_incarnations;
     crash_disk_destroy(run.data);
     crash_disk_destroy(run.meta);
@@ -411,9 +422,10 @@ main(int argc, char **argv)
            " crashes (%.0f a second), %" PRIu64 " opens, %" PRIu64 " requests, %" PRIu64
            " changes, %" PRIu64 " roll-backs, %" PRIu64 " clean closes, %" PRIu64
            " incarnations kept, %" PRIu64 " writes at stake, %" PRIu64
-           " seeds twice, %" PRIu64 " looked at by thin_check: all as promised\n",
+           " pinned views whole, %" PRIu64 " lost, %" PRIu64 " seeds twice, %" PRIu64
+           " looked at by thin_check: all as promised\n",
            first, seed - 1, nr_crashes, took > 0 ? (double)nr_crashes / took : 0,
            nr_opens, nr_ops, nr_changes, nr_rollbacks, nr_closes, nr_kept, nr_lost,
-           nr_twice, nr_tool);
+           nr_pins, nr_pins_lost, nr_twice, nr_tool);
     return EXIT_SUCCESS;
 }

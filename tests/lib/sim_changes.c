@@ -13,6 +13,8 @@ struct change {
     struct sim *sim;
     unsigned index; /* in the model; SIM_CHANGE_NONE: it knows nothing of this one */
     enum sim_change_kind kind;
+    unsigned slot;
+    bool reserves;
     uint64_t data_size;
 };
 
@@ -42,6 +44,8 @@ outcome_of(const struct change *change, int result, const struct thin_error *err
             return SIM_REFUSED;
         break;
     case -THIN_E_READ_ONLY:
+        if (sim->cut) /* the roll-back of a pool whose disks are gone */
+            return SIM_UNKNOWN;
         if (sim->faulty)
             return SIM_REFUSED;
         break;
@@ -72,6 +76,8 @@ change_done(void *arg, int result, const struct thin_error *err)
     sim->nr_changes++;
     sim_note(sim, (uint64_t)(int64_t)result ^ 0x55);
     ev.outcome = outcome_of(change, result, err);
+    if (change->kind == SIM_CREATE && change->index != SIM_CHANGE_NONE && result == 0)
+        sim->clients[change->slot].reserved = change->reserves;
     if (change->index != SIM_CHANGE_NONE)
         sim_model_apply(&sim->model, &ev);
     else if (result == 0 && change->data_size > sim->data_size)
@@ -205,11 +211,12 @@ fill(struct sim *sim, struct sim_change *c)
 /* ---- doing ----------------------------------------------------------------------------------- */
 
 static void
-submit(struct sim *sim, const struct sim_change *c, const char *name,
+submit(struct sim *sim, const struct sim_change *c, const char *name, bool reserves,
        struct pool_done done)
 {
     const char *origins[SIM_GROUP], *names[SIM_GROUP];
-    struct volume_spec spec = {.name = c->names[0], .size = c->value};
+    struct volume_spec spec = {
+        .name = c->names[0], .size = c->value, .reserve = reserves ? c->value : 0};
     struct pool_attachment attachment = {.epoch = c->value, .holder = "cert:somebody"};
 
     for (unsigned i = 0; i < c->nr; i++) {
@@ -323,6 +330,10 @@ sim_change_start(struct sim *sim)
     change = change_create(sim);
     change->kind = c->kind;
     change->index = sim_model_free_change(&sim->model);
+    change->slot = c->slots[0];
+    change->reserves = c->kind == SIM_CREATE && random_below(&sim->rng, 6) == 0;
+    if (c->kind != SIM_SNAPSHOT && c->kind != SIM_RENAME)
+        sim->clients[c->slots[0]].reserved = false;
     sim_model_apply(&sim->model, &ev);
-    submit(sim, c, name, (struct pool_done){change_done, change});
+    submit(sim, c, name, change->reserves, (struct pool_done){change_done, change});
 }

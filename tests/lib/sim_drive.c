@@ -35,6 +35,17 @@ sim_note(struct sim *sim, uint64_t what)
     sim->hash ^= sim->hash >> 29;
 }
 
+/* A held root keeps blocks that a discard has given back: what is reserved and discarded
+   then is promised without being there. */
+static bool
+root_is_held(struct sim *sim)
+{
+    struct pool_info info;
+
+    pool_get_info(sim->pool, &info);
+    return info.held_root != 0;
+}
+
 void
 sim_judge_error(struct sim *sim, int result, const char *what, unsigned slot)
 {
@@ -42,6 +53,12 @@ sim_judge_error(struct sim *sim, int result, const char *what, unsigned slot)
 
     switch (result) {
     case -THIN_E_NO_DATA_SPACE:
+        if (sim->clients[slot].reserved && !sim->faulty && !sim->cut &&
+            !root_is_held(sim))
+            sim_die(sim, "%s of volume %s, all of which is reserved, finds no room", what,
+                    sim->model.volumes[slot].now.name);
+        known = true;
+        break;
     case -THIN_E_NO_METADATA_SPACE:
         known = true;
         break;
@@ -234,8 +251,15 @@ sim_opened(struct sim *sim)
     sim->incarnation = info.incarnation;
     sim->data_size = info.data_size;
     sim->closed_well = sim->has_lost = false;
-    for (unsigned i = 0; i < SIM_VOLUMES; i++)
+    for (unsigned i = 0; i < SIM_VOLUMES; i++) {
+        const struct sim_state *now = &sim->model.volumes[i].now;
+        struct volume_info found;
+
         sim->clients[i].lossy = false;
+        sim->clients[i].reserved =
+            now->there && sim->model.volumes[i].change == SIM_CHANGE_NONE &&
+            pool_volume_peek(sim->pool, now->name, &found) && found.reserve >= found.size;
+    }
 }
 
 void
@@ -280,6 +304,7 @@ sim_abandon(struct sim *sim)
 {
     struct pool_done done = {closed, sim};
 
+    sim_pin_end(sim);
     sim->cut = true;
     sim->call_ended = false;
     pool_close(sim->pool, true, done);
@@ -299,6 +324,7 @@ sim_close(struct sim *sim)
 
     struct pool_info info;
 
+    sim_pin_end(sim);
     close_all(sim);
     pool_get_info(sim->pool, &info);
     sim->call_ended = false;
@@ -383,6 +409,8 @@ sim_work(struct sim *sim, uint64_t steps)
         struct sim_client *client = &sim->clients[slot];
         const struct sim_volume *v = &sim->model.volumes[slot];
 
+        if (sim->metadata && random_below(&sim->rng, 400) == 0)
+            sim_pin_turn(sim);
         if (sim->ops_in_flight < SIM_DEPTH && random_below(&sim->rng, 4) == 0) {
             if (v->now.there && client->volume && !client->fenced)
                 sim_op_start(sim, slot);

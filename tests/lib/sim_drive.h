@@ -38,7 +38,8 @@ struct sim_mix {
 struct sim_client {
     struct volume *volume;
     bool opening, fenced;
-    bool lossy; /* a roll-back may have taken what was acknowledged */
+    bool lossy;    /* a roll-back may have taken what was acknowledged */
+    bool reserved; /* all of it, for certain: no write of it may find no room */
     unsigned in_flight, reads;
 };
 
@@ -62,6 +63,11 @@ struct sim {
     int call_result;
     uint64_t incarnation;
     unsigned ops_in_flight, changes_in_flight;
+    struct pool_pin *pin; /* a reader's view of the metadata; sim_pins.c */
+    bool pinning, pin_lost;
+    const void *pinned;                    /* its block 0 */
+    const struct recount_source *metadata; /* of the disk, for the reader; NULL: none */
+    uint64_t nr_pins, nr_pins_lost;
     uint64_t next_value, next_name;
     uint64_t hot_at;
     uint64_t data_size, data_size_max, metadata_size_max;
@@ -119,6 +125,10 @@ void sim_work(struct sim *sim, uint64_t steps);
 /* For the files behind this header. */
 void sim_op_start(struct sim *sim, unsigned slot);
 void sim_change_start(struct sim *sim);
+/* Takes a view, or reads all that one reaches (recounting it) and lets go. */
+void sim_pin_turn(struct sim *sim);
+/* Before the pool is closed or given up. */
+void sim_pin_end(struct sim *sim);
 void sim_client_open(struct sim *sim, unsigned slot);
 void sim_client_close(struct sim *sim, unsigned slot);
 /* Writes beyond this are not made: the smaller size while one changes. */
