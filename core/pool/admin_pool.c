@@ -48,6 +48,7 @@ grow_applied(struct admin_job *job)
     if (job->value2) {
         job->value2 = 0;
         space_resume(job->pool);
+        admin_background_kick(job->pool->admin);
         return job->value != 0;
     }
     if (!job->flag)
@@ -56,6 +57,8 @@ grow_applied(struct admin_job *job)
         space_grown(job->pool);
         space_resume(job->pool);
     }
+    /* A delete may have waited for room in the metadata. */
+    admin_background_kick(job->pool->admin);
     return false;
 }
 

@@ -7,6 +7,28 @@ here=$SRC/tests/system/suite
 part=${1:-}
 [ $# = 0 ] || shift
 export W BUILD
+
+# The table names what there is, and all of it.
+python3 - "$SRC/tests" <<'END' || fail "DM-THIN-SUITE.md is not true"
+import os, re, sys
+tests, wrong = sys.argv[1], []
+table = open(tests + "/DM-THIN-SUITE.md").read()
+have = {}
+for f in sorted(os.listdir(tests + "/system/suite")):
+    if f.endswith(".py") and f != "suite.py":
+        have[f[:-3]] = re.findall(r"^def test_(\w+)", open(tests + "/system/suite/" + f).read(), re.M)
+for part, names in have.items():
+    wrong += ["%s: %s is not in the table" % (part, n) for n in names if not re.search(r"\b%s\b" % n, table)]
+for part, names in re.findall(r"\b(%s): ([\w, ]+)" % "|".join(have), table):
+    for n in re.split(r", *", names.strip(" ,")):
+        if "_" in n and n not in have[part]:
+            wrong.append("%s: %s does not exist" % (part, n))
+for n in re.findall(r"\b((?:vm/)?test-[a-z-]+)\b", table):
+    if not os.path.exists(tests + "/system/%s.sh" % n):
+        wrong.append(n + " does not exist")
+print("\n".join(wrong))
+sys.exit(bool(wrong))
+END
 start_server
 failed=0
 for f in "$here"/*.py; do

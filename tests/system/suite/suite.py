@@ -82,6 +82,7 @@ def allocated(name):
 def make_pool(name="tank", data="256M", meta="16M", *options):
     cli("pool", "create", name, "--data", "%s:%s" % (path(name + ".data"), data),
         "--metadata", "%s:%s" % (path(name + ".meta"), meta), "--commit-interval", "100ms", *options)
+    cli("pool", "set", name, "auto_extend=off")  # full means full
 
 
 def sound(name="tank"):
