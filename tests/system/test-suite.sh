@@ -30,13 +30,21 @@ print("\n".join(wrong))
 sys.exit(bool(wrong))
 END
 start_server
-failed=0
+failed=
 for f in "$here"/*.py; do
 	name=$(basename "$f" .py)
 	[ "$name" != suite ] || continue
 	[ -z "$part" ] || [ "$part" = "$name" ] || continue
 	echo "== $name"
-	(cd "$W" && PYTHONDONTWRITEBYTECODE=1 /usr/bin/python3 "$f" "$@") || failed=1
+	(cd "$W" && PYTHONDONTWRITEBYTECODE=1 /usr/bin/python3 "$f" "$@") >"$W/part.out" 2>&1 || {
+		failed="$failed $name"
+		cp "$W/part.out" "$W/failed.$name"
+	}
+	cat "$W/part.out"
 done
 stop_server
-[ $failed = 0 ] || fail "the suite"
+for name in $failed; do # once more, where it is seen
+	echo "== $name, which failed"
+	grep -v '^ok ' "$W/failed.$name" | tail -n 12
+done
+[ -z "$failed" ] || fail "of the suite:$failed"
