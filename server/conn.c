@@ -476,8 +476,9 @@ conns_session_quiet(struct session *session)
 
     if (!conns.shutdown_done)
         return;
+    /* One that is being freed may have held the session's last reply: it has no stream. */
     TAILQ_FOREACH(c, &conns.list, link)
-        if (c->session == session) {
+        if (c->session == session && !c->closing) {
             c->ending = true;
             stream_want_read(&c->stream, false);
             stream_kick(&c->stream);
