@@ -12,6 +12,7 @@
 #include "core/persist/bm_private.h"
 
 /* Leaves come and go; what leads to many others stays for some rounds more. */
+#define EVICT_LOOKS  256u /* frames that the clock passes for one that gives way */
 #define CREDIT_LEAF  1u
 #define CREDIT_INNER 3u
 
@@ -160,14 +161,18 @@ bm_frame_unpin(struct bm_block *f)
     free_if_unused(f);
 }
 
-/* A clock over all frames: what was used since the hand came by survives the round. */
+/*
+ * A clock over all frames: what was used since the hand came by survives the round. It
+ * goes a bounded way, and then takes the poorest that it saw; only where it saw none it
+ * goes all round.
+ */
 static struct bm_block *
 evict(struct block_manager *bm)
 {
-    uint64_t steps = (uint64_t)bm->nr_frames * (CREDIT_INNER + 1);
+    struct bm_block *poorest = NULL;
 
     THIN_ASSERT(bm->frames);
-    for (uint64_t n = 0; n < steps; n++) {
+    for (uint32_t n = 0; n < EVICT_LOOKS || (!poorest && n < bm->nr_frames); n++) {
         struct bm_block *f = &bm->frames[bm->hand];
 
         bm->hand = bm->hand + 1 == bm->nr_frames ? 0 : bm->hand + 1;
@@ -178,8 +183,12 @@ evict(struct block_manager *bm)
             return f;
         }
         f->credit--;
+        if (!poorest || f->credit < poorest->credit)
+            poorest = f;
     }
-    return NULL;
+    if (poorest)
+        bm_drop(poorest);
+    return poorest;
 }
 
 struct bm_block *

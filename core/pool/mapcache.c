@@ -7,12 +7,14 @@
 #include "core/pool/io_private.h"
 
 #define MAPCACHE_PAGES_MIN 8u
-#define MAPCACHE_FILL_MAX  4u /* pages that one leaf fills beside the one asked for */
+#define MAPCACHE_FILL_MAX  4u  /* pages that one leaf fills beside the one asked for */
+#define CLOCK_LOOKS        64u /* pages passed for one that gives way */
 
 struct mapcache {
     struct map_page *pages;
     struct map_page **buckets;
     uint32_t nr_pages, hand, nr_buckets;
+    uint32_t nr_begun; /* pages that were ever used: the rest is untouched memory */
     struct map_page *free;
     uint64_t hits, misses;
 };
@@ -98,10 +100,13 @@ page_get(struct mapcache *mc)
         mc->free = page->next;
         return page;
     }
-    for (;;) {
+    if (mc->nr_begun < mc->nr_pages)
+        return &mc->pages[mc->nr_begun++];
+    /* A clock that goes a bounded way. */
+    for (unsigned looks = 0;; looks++) {
         page = &mc->pages[mc->hand];
         mc->hand = mc->hand + 1 == mc->nr_pages ? 0 : mc->hand + 1;
-        if (page->used) {
+        if (page->used && looks < CLOCK_LOOKS) {
             page->used = false;
             continue;
         }
@@ -227,11 +232,7 @@ mapcache_drop_all(struct pool *pool)
     memset(mc->buckets, 0, mc->nr_buckets * sizeof(struct map_page *));
     mc->free = NULL;
     mc->hand = 0;
-    for (uint32_t i = mc->nr_pages; i-- > 0;) {
-        mc->pages[i].core = NULL;
-        mc->pages[i].next = mc->free;
-        mc->free = &mc->pages[i];
-    }
+    mc->nr_begun = 0;
 }
 
 void

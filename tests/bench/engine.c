@@ -275,6 +275,7 @@ pool_down(void)
 
 struct request {
     struct volume_io io;
+    uint64_t began_ns;
     struct iovec iov;
     struct volume_extent extents[64];
 };
@@ -284,6 +285,10 @@ static uint8_t buffer[4096];
 static uint64_t nr_left, nr_running;
 static enum volume_op op;
 static uint64_t (*place)(void);
+
+#define LATENCIES_MAX 50000u
+static uint64_t latencies[LATENCIES_MAX];
+static unsigned nr_latencies;
 
 static void request_done(struct volume_io *io, int result);
 
@@ -302,16 +307,57 @@ request_start(struct request *rq)
         rq->io.nr_iov = 1;
     }
     rq->io.done = request_done;
+    rq->began_ns = loop_now_ns(inner);
     volume_submit(volume, &rq->io);
 }
 
 static void
 request_done(struct volume_io *io, int result)
 {
+    struct request *rq = container_of(io, struct request, io);
+
     nr_running--;
     CHECK(result, "request");
+    if (nr_latencies < LATENCIES_MAX)
+        latencies[nr_latencies++] = loop_now_ns(inner) - rq->began_ns;
     if (nr_left)
-        request_start(container_of(io, struct request, io));
+        request_start(rq);
+}
+
+static int
+compare_latencies(const void *a, const void *b)
+{
+    uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+
+    return x < y ? -1 : x > y;
+}
+
+/* Of the requests since the last call: so many of a thousand were answered sooner. */
+static void
+tell_latencies(const char *what)
+{
+    qsort(latencies, nr_latencies, sizeof(latencies[0]), compare_latencies);
+    if (nr_latencies)
+        printf("%-44s %8.0f us, p99 %.0f us, longest %.0f us\n", what,
+               (double)latencies[nr_latencies / 2] / 1e3,
+               (double)latencies[nr_latencies / 100 * 99] / 1e3,
+               (double)latencies[nr_latencies - 1] / 1e3);
+    nr_latencies = 0;
+}
+
+static bool committing;
+static uint64_t nr_commits;
+
+/* One commit after the other, as long as `committing`. */
+static void
+commit_again(void *arg, int result, const struct thin_error *words)
+{
+    (void)arg;
+    (void)words;
+    CHECK(result, "commit");
+    nr_commits++;
+    if (committing)
+        pool_commit(pool, (struct pool_done){commit_again, NULL});
 }
 
 static void
@@ -484,10 +530,22 @@ bench_io(void)
     work_begin();
     run_requests(VOLUME_READ, 50000, any_mapped);
     work_end("4k random reads, cold", 50000);
+    nr_latencies = 0;
     work_begin();
     run_requests(VOLUME_WRITE, 5000, any_gap);
     settle(0);
     work_end("first writes to blocks", 5000);
+    tell_latencies("  a first write, median, depth 32");
+    nr_commits = 0;
+    committing = true;
+    work_begin();
+    pool_commit(pool, (struct pool_done){commit_again, NULL});
+    run_requests(VOLUME_WRITE, 5000, any_gap);
+    committing = false;
+    settle(0);
+    work_end("first writes while commits run", 5000);
+    tell_latencies("  a first write, median, while commits run");
+    printf("%-44s %8" PRIu64 "\n", "  commits meanwhile", nr_commits);
     work_begin();
     run_requests(VOLUME_WRITE, 20000, any_gap);
     settle(0);

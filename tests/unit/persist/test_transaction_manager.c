@@ -249,6 +249,50 @@ START_TEST(counts_above_two_survive_a_commit_and_a_load)
 }
 END_TEST
 
+static int
+op_merge(struct rig *r_, void *arg, struct thin_error *err)
+{
+    (void)arg;
+    return tm_merge_step(r_->tm, err);
+}
+
+/* Some entries a step, over a cache that forgets: what is undone on the way stays to be
+   done, and counts change again in between. */
+START_TEST(counts_above_two_are_merged_in_steps)
+{
+    mblock_t blocks[120];
+    unsigned steps = 0;
+
+    rig->check_undo = true;
+    for (unsigned i = 0; i < 120; i++) {
+        blocks[i] = new_block();
+        change_count(blocks[i], 3);
+    }
+    rig_ok(rig, rig_commit(rig));
+    rig_reopen(rig);
+    rig->bm->waiting = true;
+    for (unsigned i = 0; i < 120; i++)
+        change_count(blocks[i], i % 3 ? 1 : -2);
+    rig->bm->waiting = false;
+    while (tm_merge_left(rig->tm)) {
+        uint32_t before = rig->tm->core.nr_changed;
+
+        rig_drop_clean(rig);
+        rig_ok(rig, rig_do(rig, TM_COMMIT, op_merge, NULL));
+        ck_assert_uint_lt(rig->tm->core.nr_changed, before);
+        if (steps++ == 1)
+            change_count(blocks[119], 1); /* written already, or not yet */
+    }
+    ck_assert_uint_ge(steps, 3);
+    rig_ok(rig, rig_commit(rig));
+    rig_reopen(rig);
+    rig->bm->waiting = true;
+    for (unsigned i = 0; i < 120; i++)
+        ck_assert_uint_eq(count_of(blocks[i]), i == 119 ? 6 : i % 3 ? 5 : 2);
+    rig->bm->waiting = false;
+}
+END_TEST
+
 START_TEST(counts_do_not_fall_below_zero_nor_rise_from_it)
 {
     mblock_t b = new_block();
@@ -445,6 +489,7 @@ main(void)
     tcase_add_test(tc, shadow_copies_what_is_durable_or_shared_and_nothing_else);
     tcase_add_test(tc, undo_puts_back_words_bytes_and_counts_and_calls_backwards);
     tcase_add_test(tc, counts_above_two_survive_a_commit_and_a_load);
+    tcase_add_test(tc, counts_above_two_are_merged_in_steps);
     tcase_add_test(tc, counts_do_not_fall_below_zero_nor_rise_from_it);
     tcase_add_test(tc, reserve_is_for_those_who_may_use_it);
     tcase_add_test(tc, commit_is_asked_for_when_frees_wait_for_it);
