@@ -363,6 +363,22 @@ pool_list(struct cli *cli)
     return r;
 }
 
+/* PERCENT:STEP:LIMIT for people. */
+static void
+field_auto_extend(const char *text)
+{
+    char line[128], step[OUTPUT_WORD], limit[OUTPUT_WORD];
+    unsigned percent;
+    uint64_t step_bytes, limit_bytes;
+
+    if (sscanf(text, "%u:%" SCNu64 ":%" SCNu64, &percent, &step_bytes, &limit_bytes) != 3)
+        snprintf(line, sizeof(line), "%s", text);
+    else
+        snprintf(line, sizeof(line), "at %u%% used, by %s, up to %s", percent,
+                 output_size(step, step_bytes), output_size(limit, limit_bytes));
+    output_field("auto extend", line);
+}
+
 static void
 field_size(const char *name, uint64_t bytes)
 {
@@ -427,7 +443,7 @@ print_pool(const Thin__PoolInfo *p)
     field_u64("transaction id", p->transaction_id);
     output_field("needs check", p->needs_check ? "yes" : "no");
     output_field("on full", p->on_full);
-    output_field("auto extend", p->auto_extend);
+    field_auto_extend(p->auto_extend);
     snprintf(word, sizeof(word), "%" PRIu64 " ms", p->commit_interval_ms);
     output_field("commit interval", word);
     output_field("zeroing", p->zeroing ? "yes" : "no");
