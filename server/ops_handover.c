@@ -228,6 +228,13 @@ ops_pool_handover(struct request *rq, const struct op_object *object)
 
     if (!pool)
         return;
+    if (pools_stands_on_exports(pools_find(rq->server->pools, object->pool))) {
+        ops_fail(rq, -THIN_E_UNSUPPORTED,
+                 "pool %s stands on an NBD export, which the kernel knows as no device; "
+                 "close it, attach the export with nbd-client, and import that",
+                 object->pool);
+        return;
+    }
     h = calloc(1, sizeof(*h));
     if (!h) {
         request_reply_code(rq, -ENOMEM, NULL);

@@ -110,6 +110,10 @@ assert h.pread(32 << 20, 64 << 20) == data
 	for p in $a $b $c; do wait "$p" || fail "load on stacked pools"; done
 done
 
+must_fail 1 "NBD export" thincli pool handover mid
+thincli pool dump mid >"$W/dump.mid" # read over a connection of its own
+grep_q '^</superblock>' "$W/dump.mid" || fail "the dump of a pool on an export"
+
 echo "closing what others stand on"
 must_fail 1 "open" thincli pool close low
 must_fail 1 "open" thincli pool close mid
@@ -164,6 +168,20 @@ done
 thincli pool import low --data "$W/low.data" --metadata "$W/low.meta"
 for p in mid top; do wait_open "$THIN_SERVER" $p; done
 load top "$(uri top/vol)" 2
+echo "an export that is not there: shown, tried again until it is closed"
+thincli pool close top
+thincli pool close mid
+thincli pool close low
+must_fail 1 "export" thincli pool open mid
+same "$(state_of "$THIN_SERVER" mid | cut -d' ' -f1)" failed
+thincli --json pool show mid | field "d['pools'][0]['why']" | grep_q export || fail "why is not shown"
+thincli pool close mid
+same "$(state_of "$THIN_SERVER" mid | cut -d' ' -f1)" closed
+thincli pool open low
+sleep 1
+same "$(state_of "$THIN_SERVER" mid | cut -d' ' -f1)" closed "it was closed, and stays so"
+thincli pool open mid
+thincli pool open top
 thincli pool close top
 thincli pool destroy top --yes
 must_fail 1 "open" thincli pool destroy low --yes
