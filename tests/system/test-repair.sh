@@ -5,7 +5,7 @@
 . "$(dirname "$0")/lib.sh"
 need_tools thin_check thin_dump thin_repair xz python3
 if [ -n "${THIN_TEST_LONG:-}" ]; then
-	cases=${CASES:-1500} seed=${SEED:-$(date +%s)}
+	cases=${CASES:-600} seed=${SEED:-$(date +%s)}
 else
 	cases=${CASES:-64} seed=${SEED:-1}
 fi
