@@ -418,7 +418,7 @@ END_TEST
 
 START_TEST(an_orderly_end_is_zero_and_a_cut_is_an_error)
 {
-    uint8_t buf[10];
+    uint8_t buf[10] = "some";
     struct iovec iov = {buf, 5};
     int fd;
 

@@ -46,8 +46,8 @@ static struct rig rig;
 static inline const char *
 rig_path(const char *name)
 {
-    static char path[4][160];
-    static unsigned at;
+    static _Thread_local char path[4][160]; /* the loop's thread names files, too */
+    static _Thread_local unsigned at;
     char *p = path[at++ % 4];
 
     snprintf(p, sizeof(path[0]), "%s/%s", rig.dir, name);
@@ -93,6 +93,14 @@ rig_stop_asked(struct server *server)
         return;
     server->stopping = true;
     server_loop_post(server->loop, &post);
+}
+
+/* From the test's thread. */
+static inline void
+rig_ask(struct loop_post *post)
+{
+    (void)post;
+    rig_stop_asked(&rig.server);
 }
 
 static inline void
@@ -175,10 +183,12 @@ rig_start(void)
 static inline void
 rig_stop(void)
 {
+    static struct loop_post ask;
     struct server *s = &rig.server;
     uint64_t budget, lent;
 
-    rig_stop_asked(s);
+    ask.run = rig_ask;
+    server_loop_post(s->loop, &ask);
     server_loop_join(s->loop);
     payload_get_stats(s->payload, &budget, &lent);
     ck_assert_uint_eq(lent, 0);
