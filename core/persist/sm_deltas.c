@@ -108,7 +108,6 @@ add_entry(struct space_map *sm, dblock_t b)
     group->nr++;
     u64_map_set(&sm->delta_at, b, at);
     sm->nr_deltas++;
-    sm->deltas_gen++;
     return &sm->deltas[at];
 }
 
@@ -129,7 +128,6 @@ remove_entry(struct space_map *sm, struct sm_delta *d)
     d->next = sm->free_delta;
     sm->free_delta = (uint32_t)(d - sm->deltas);
     sm->nr_deltas--;
-    sm->deltas_gen++;
 }
 
 /* `by` is 1 or -1. */

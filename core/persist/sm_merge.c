@@ -1,6 +1,6 @@
 /* Putting the table of changes into bitmaps, index and overflow tree. */
 #include <inttypes.h>
-#include <string.h>
+#include <stdlib.h>
 
 #include "core/base/assert.h"
 #include "core/base/checked.h"
@@ -8,11 +8,8 @@
 #include "core/persist/sm_private.h"
 #include "core/persist/tm_private.h"
 
-#define MERGE_BLOCKS_MAX 256u /* changes in one step ... */
-#define MERGE_SORTED_MAX 64u  /* ... and in one that had to sort a large group first */
-#define MERGE_SORT_LARGE 4096u
-#define MERGE_TREE_COST  8u /* a change of the overflow tree counts as so many */
-#define MERGE_NODES_MAX  (TM_OP_NODES_MAX / 4)
+#define MERGE_TREE_COST 8u /* a change of the overflow tree counts as so many */
+#define MERGE_NODES_MAX (TM_OP_NODES_MAX / 4)
 
 uint32_t
 sm_nr_deltas(const struct space_map *sm)
@@ -100,54 +97,36 @@ merge_one(struct space_map *sm, struct bm_block *bitmap, const struct sm_delta *
     return sm_delta_remove(sm, d->block, err);
 }
 
-/* Fills order and present with the deltas of one bitmap, if they are not there from the
-   last step. Gives how many changes this step may merge. */
-static uint32_t
-sort_group(struct space_map *sm, uint64_t k)
+static int
+compare_deltas(const void *a, const void *b)
 {
-    uint32_t at = 0;
+    dblock_t x = ((const struct sm_delta *)a)->block,
+             y = ((const struct sm_delta *)b)->block;
 
-    if (sm->sorted && sm->sorted_k == k && sm->sorted_gen == sm->deltas_gen)
-        return MERGE_BLOCKS_MAX;
-    THIN_ASSERT(u64_map_get(&sm->group_at, k, &at));
-    memset(sm->present, 0, sizeof(sm->present));
-    for (uint32_t i = sm->groups[at].first; i != SM_NONE; i = sm->deltas[i].next) {
-        uint32_t e = (uint32_t)(sm->deltas[i].block % BITMAP_ENTRIES);
-
-        sm->order[e] = i;
-        sm->present[e / 64] |= 1ull << (e % 64);
-    }
-    sm->sorted = true;
-    sm->sorted_k = k;
-    sm->sorted_gen = sm->deltas_gen;
-    return sm->groups[at].nr > MERGE_SORT_LARGE ? MERGE_SORTED_MAX : MERGE_BLOCKS_MAX;
+    return x < y ? -1 : x > y;
 }
 
+/* The newest changes of the bitmap, as many as one step may take, in block order: what is
+   freed together lies together mostly, and makes one run. Sorting all of them would be a
+   long step by itself. */
 static int
 merge_bitmap(struct space_map *sm, uint64_t k, struct bm_block *bitmap,
              struct thin_error *err)
 {
-    uint32_t cost = 0, max = sort_group(sm, k);
+    uint32_t at = 0, nr = 0, cost = 0;
+    int r = 0;
 
-    for (uint32_t w = 0; w < BITMAP_ENTRIES / 64; w++) {
-        while (sm->present[w]) {
-            uint32_t e = w * 64 + (uint32_t)__builtin_ctzll(sm->present[w]);
-            struct sm_delta d = sm->deltas[sm->order[e]];
-            int r;
-
-            sm->present[w] &= sm->present[w] - 1;
-            r = merge_one(sm, bitmap, &d, &cost, err);
-            if (r < 0) {
-                sm->sorted = false; /* the bit is gone, the change is not */
-                return r;
-            }
-            sm->sorted_gen = sm->deltas_gen; /* only its own entry went */
-            /* The rest is the next step's. */
-            if (cost >= max || tm_op_nr_nodes(sm->tm) >= MERGE_NODES_MAX)
-                return 0;
-        }
-    }
-    return 0;
+    THIN_ASSERT(u64_map_get(&sm->group_at, k, &at));
+    for (uint32_t i = sm->groups[at].first; i != SM_NONE && nr < SM_MERGE_BLOCKS;
+         i = sm->deltas[i].next)
+        sm->merging[nr++] = sm->deltas[i];
+    qsort(sm->merging, nr, sizeof(sm->merging[0]), compare_deltas);
+    /* What does not fit is the next step's. */
+    for (uint32_t i = 0; r == 0 && i < nr && cost < SM_MERGE_BLOCKS &&
+                         (i == 0 || tm_op_nr_nodes(sm->tm) < MERGE_NODES_MAX);
+         i++)
+        r = merge_one(sm, bitmap, &sm->merging[i], &cost, err);
+    return r;
 }
 
 int

@@ -34,7 +34,8 @@ struct sm_group {
     uint32_t first, nr;
 };
 
-#define SM_PAGE_BLOCKS 512u
+#define SM_PAGE_BLOCKS  512u
+#define SM_MERGE_BLOCKS 256u /* changes merged by one step */
 
 /* Pending bits of SM_PAGE_BLOCKS data blocks. */
 struct sm_page {
@@ -87,12 +88,7 @@ struct space_map {
     enum { SM_AT_NOTHING, SM_AT_BITMAP, SM_AT_BLOCK } merge_at;
     dblock_t merge_block; /* or the bitmap's first */
 
-    /* For sm_merge_step: the deltas of one bitmap by place, of `sorted_k` as long as
-       nobody else adds or removes one. */
-    uint32_t order[BITMAP_ENTRIES];
-    uint64_t present[BITMAP_ENTRIES / 64];
-    bool sorted;
-    uint64_t sorted_k, sorted_gen, deltas_gen;
+    struct sm_delta merging[SM_MERGE_BLOCKS]; /* of one sm_merge_step */
 };
 
 /* Saves what undo puts back; before the first change of `core` in an operation. */
