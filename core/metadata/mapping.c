@@ -308,6 +308,8 @@ metadata_unmap_step(struct metadata *md, uint32_t id, vblock_t begin, vblock_t e
     int r;
 
     r = md_check_changing(md, err);
+    if (r == 0)
+        r = sm_learn(md->data_sm, err);
     if (r < 0)
         return r;
     if (begin > end)

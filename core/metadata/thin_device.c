@@ -525,6 +525,8 @@ metadata_delete_step(struct metadata *md, uint32_t id, uint32_t budget, bool *re
     int r;
 
     r = md_check_changing(md, err);
+    if (r == 0)
+        r = sm_learn(md->data_sm, err);
     if (r < 0)
         return r;
     r = device_get(md, id, &dev, err);

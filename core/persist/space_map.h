@@ -58,6 +58,12 @@ int sm_inc(struct space_map *sm, dblock_t begin, dblock_t end, struct thin_error
 int sm_dec(struct space_map *sm, dblock_t begin, dblock_t end, struct thin_error *err);
 
 /*
+ * Looks, once, at how large the overflow tree may be: what fewer pointers cost at the merge
+ * is known better then. Before sm_dec, where room is short. Damage is no error.
+ */
+int sm_learn(struct space_map *sm, struct thin_error *err);
+
+/*
  * The first run of allocatable blocks in [begin, end): at least one, at most `wanted`
  * long. *ret_len 0: none there. Looks at a bounded number of bitmaps a call:
  * *ret_next tells where to go on (== end when all was seen). Takes nothing: sm_alloc does.

@@ -321,6 +321,14 @@ is_damage(int r)
 }
 
 int
+sm_learn(struct space_map *sm, struct thin_error *err)
+{
+    int r = sm->core.overflow_learnt ? 0 : learn_overflow(sm, err);
+
+    return r < 0 && !is_damage(r) ? thin_wrap(err, r, "data overflow tree") : 0;
+}
+
+int
 sm_find_free(struct space_map *sm, dblock_t begin, dblock_t end, uint64_t wanted,
              dblock_t *ret_begin, uint64_t *ret_len, dblock_t *ret_next,
              struct thin_error *err)
@@ -330,11 +338,9 @@ sm_find_free(struct space_map *sm, dblock_t begin, dblock_t end, uint64_t wanted
     uint32_t left = SCAN_TAKEN;
     int r;
 
-    if (!sm->core.overflow_learnt) {
-        r = learn_overflow(sm, err);
-        if (r < 0 && !is_damage(r))
-            return thin_wrap(err, r, "data overflow tree");
-    }
+    r = sm_learn(sm, err);
+    if (r < 0)
+        return r;
     end = min_u64(end, nr_blocks);
     for (unsigned looked = 0; b < end && looked < SCAN_BITMAPS;) {
         BLOCK_LOCK struct bm_block *bitmap = NULL;

@@ -208,11 +208,10 @@ def test_resize_after_exhaust_and_exhausting_does_not_abort():
             h.pread(MIB, 0)
         delete("tank/big", "tank/v1")
         wait_for(lambda: pool_info()["nr_volumes"] == made - 1, 60, "a delete needs room that is not there")
+        wait_for(lambda: used() <= 4 * MIB + made * BLOCK, 30, lambda: "%d bytes are still used" % used())
         reopen()
         cli("pool", "grow", "tank", "--metadata", "16M")
         wait_for(lambda: pool_info()["mode"] == "write", 5, "it does not come back")
-        # What was deleted comes back, at the latest now.
-        wait_for(lambda: used() <= 4 * MIB + made * BLOCK, 30, lambda: "%d bytes are still used" % used())
         create("tank/more", "1G")
         with attached("tank/more") as h:
             same(scatter(h, range(0, 16384, 3)), 0, "writes after it grew")
