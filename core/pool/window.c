@@ -13,6 +13,7 @@
 
 #define FIND_LOOKS_STEP  8u  /* looks in one step on the loop */
 #define FIND_COMMITS_MAX 2u  /* commits that a claim waits for */
+#define FIND_PENDING_MAX 64u /* the same while freed blocks are on their way back */
 #define FIND_LOOKS_WHOLE 32u /* looks after which a shorter run will do */
 
 static struct window_list *
@@ -267,6 +268,16 @@ find_run(struct metaop *op, struct thin_error *err)
     return r;
 }
 
+static void
+wait_commit(struct space_window *w, uint64_t txn)
+{
+    struct volume_frag *frag;
+
+    TAILQ_FOREACH(frag, &w->waiters, link)
+        frag->commits_waited++;
+    commit_want(w->pool, txn);
+}
+
 /* Nothing was found: is there hope? */
 static void
 find_nothing(struct space_window *w)
@@ -297,14 +308,18 @@ find_nothing(struct space_window *w)
     frag = TAILQ_FIRST(&w->waiters);
     /* What was freed lately may show only when its transaction is durable. */
     if (!busy && txn && frag && frag->commits_waited < FIND_COMMITS_MAX) {
-        TAILQ_FOREACH(frag, &w->waiters, link)
-            frag->commits_waited++;
-        commit_want(pool, txn);
+        wait_commit(w, txn);
         busy = true;
     }
     /* A view holds back what was freed behind it: the oldest goes before a write does. */
     if (!busy && ms.nr_pending > 0 && pins_drop_oldest(pool))
         busy = true;
+    /* Blocks that are on their way back are room: who has them promised must get them. */
+    if (!busy && ms.nr_pending > 0 && txn && frag &&
+        frag->commits_waited < FIND_PENDING_MAX) {
+        wait_commit(w, txn);
+        busy = true;
+    }
     if (!busy) {
         sp->host_full = false; /* the pool itself is full */
         window_fail(w, -THIN_E_NO_DATA_SPACE);
