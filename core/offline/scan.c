@@ -8,12 +8,30 @@
 #include "core/base/cleanup.h"
 #include "core/ondisk/bitmap.h"
 #include "core/ondisk/details.h"
+#include "core/ondisk/mapping.h"
 #include "core/ondisk/node.h"
 #include "core/ondisk/superblock.h"
 
 #define DEPTH_MAX  12u
 #define BATCH      512u /* blocks asked for at once: 2 MiB */
 #define TOTAL_BUSY (UINT64_MAX - 1)
+
+/* Values of the top level name metadata blocks: shifted as a mapping's are, they are 0. */
+static void
+note_times(struct scan_block *s, const uint8_t *data)
+{
+    for (uint32_t i = 0; i < s->nr; i++) {
+        uint64_t value = node_value64(data, i);
+        uint32_t time = mapping_time(value);
+
+        if (mapping_block(value) == 0 || time < s->time)
+            continue;
+        if (time > s->time)
+            s->nr_at_time = 0;
+        s->time = time;
+        s->nr_at_time++;
+    }
+}
 
 static void
 note_node(struct scan_block *s, const uint8_t *data)
@@ -29,8 +47,10 @@ note_node(struct scan_block *s, const uint8_t *data)
         s->first = node_key(data, 0);
         s->last = node_key(data, nr - 1);
     }
-    if (s->kind == SCAN_LEAF)
+    if (s->kind == SCAN_LEAF) {
         s->total = nr;
+        note_times(s, data);
+    }
 }
 
 struct pass {
@@ -211,6 +231,9 @@ read_counts(struct scan *scan, mblock_t index_block, bool unknown_live, bool *re
 
 struct index_score {
     uint64_t time, trans_id;
+    /* The clock never goes back: who has mappings of a later time, or more of them, is the
+       newer one. */
+    uint64_t mapping_time, nr_at_time;
     uint64_t mapped; /* by the details: pools grow more often than they shrink */
     int64_t nodes;   /* live blocks that are nodes, less those that are nothing known */
 };
@@ -222,6 +245,10 @@ is_better(const struct index_score *a, const struct index_score *b)
         return a->time > b->time;
     if (a->trans_id != b->trans_id)
         return a->trans_id > b->trans_id;
+    if (a->mapping_time != b->mapping_time)
+        return a->mapping_time > b->mapping_time;
+    if (a->nr_at_time != b->nr_at_time)
+        return a->nr_at_time > b->nr_at_time;
     return a->mapped != b->mapped ? a->mapped > b->mapped : a->nodes > b->nodes;
 }
 
@@ -256,6 +283,12 @@ score_index(struct scan *scan, struct index_score *score)
         if (!(s->flags & SCAN_LIVE))
             continue;
         score->nodes += s->kind == SCAN_NOTHING ? -1 : 1;
+        if (s->kind == SCAN_LEAF && s->time > score->mapping_time) {
+            score->mapping_time = s->time;
+            score->nr_at_time = 0;
+        }
+        if (s->kind == SCAN_LEAF && s->time == score->mapping_time)
+            score->nr_at_time += s->nr_at_time;
         if (s->kind == SCAN_DETAILS)
             score_details(scan, b, data, score);
     }

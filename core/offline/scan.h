@@ -22,6 +22,8 @@ enum scan_kind {
 struct scan_block {
     uint64_t first, last; /* keys, if nr > 0 */
     uint64_t total;       /* entries of leaves below; SCAN_UNKNOWN until asked */
+    uint32_t time;        /* of a leaf: the latest of its mappings */
+    uint16_t nr_at_time;  /* so many have it */
     uint16_t nr;
     uint8_t kind;
     uint8_t flags;
@@ -48,7 +50,8 @@ struct scan {
 
 /*
  * `index_block`: of the metadata space map, or 0; if it cannot be used, that one of those
- * found is taken which knows the latest details and the most good nodes.
+ * found is taken which knows the latest details, the latest mappings and the most good
+ * nodes.
  * -ENOMEM, -THIN_E_CANCELLED.
  */
 int scan_run(struct scan *scan, struct meta_source *src, mblock_t nr_blocks,

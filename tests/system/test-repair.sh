@@ -48,3 +48,17 @@ corpus "$cases" "$seed" "${pools[@]}" || fail "repair; SEED=$seed repeats it"
 for known in "1079 grown-metadata" "1179 grown-metadata" "1269 grown-metadata" "1278 big-tree"; do
 	corpus 1 "${known% *}" "$W/${known#* }" >"$W/out" || fail "$(cat "$W/out")"
 done
+
+# A lost superblock: the newest state is taken, also where an older one held more.
+start_server
+new_pool tank 256M --commit-interval 100ms
+thincli volume create tank/v 64M
+nbdsh -u "$(uri tank/v)" -c 'h.pwrite(b"o" * (30 << 20), 0); h.flush()'
+thincli volume snapshot tank/v s
+nbdsh -u "$(uri tank/v)" -c 'h.pwrite(b"n" * 65536 * 3, 65536 * 10); h.trim(65536 * 4, 65536 * 100); h.flush()'
+thincli pool close tank
+thinmeta dump "$W/tank.meta" | tail -n +2 >"$W/right"
+dd if=/dev/zero of="$W/tank.meta" bs=4096 count=1 conv=notrunc status=none
+truncate -s "${META_SIZE:-16M}" "$W/mended"
+thinmeta repair -i "$W/tank.meta" -o "$W/mended" --transaction-id 0 --data-block-size 128 --nr-data-blocks 4096 >/dev/null
+thinmeta dump "$W/mended" | tail -n +2 | cmp - "$W/right" || fail "an older state was taken"
