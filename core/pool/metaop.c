@@ -53,7 +53,7 @@ op_without_pin(struct metaop *op)
 {
     struct pool *pool = op->pool;
 
-    if (!pins_drop_oldest(pool))
+    if (!pins_drop_oldest(pool, -THIN_E_NO_METADATA_SPACE))
         return false;
     op->commits_waited = 0;
     bm_fetch_fini(&op->fetch);

@@ -63,7 +63,7 @@ pin_drop(struct pool_pin *pin, int why)
 }
 
 bool
-pins_drop_oldest(struct pool *pool)
+pins_drop_oldest(struct pool *pool, int why)
 {
     struct pool_pin *pin = LIST_FIRST(&pool->pins);
 
@@ -71,7 +71,7 @@ pins_drop_oldest(struct pool *pool)
         return false;
     while (LIST_NEXT(pin, link))
         pin = LIST_NEXT(pin, link);
-    pin_drop(pin, -THIN_E_NO_METADATA_SPACE);
+    pin_drop(pin, why);
     return true;
 }
 
@@ -107,7 +107,7 @@ pins_after_commit(struct pool *pool)
 {
     /* What it held back is let go in steps, after which this is asked again. */
     if (!LIST_EMPTY(&pool->pins) && hold_too_much(pool))
-        pins_drop_oldest(pool);
+        pins_drop_oldest(pool, -THIN_E_NO_METADATA_SPACE);
 }
 
 /* ---- taking and giving back ---------------------------------------------------------- */

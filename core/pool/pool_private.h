@@ -437,8 +437,8 @@ void counts_destroy(struct pool *pool);
 
 /* pin.c: views of the durable state go, and who reads them is told `why`. */
 void pins_drop_all(struct pool *pool, int why);
-/* The oldest, for want of the blocks that it holds back; false: there is none. */
-bool pins_drop_oldest(struct pool *pool);
+/* The oldest, for want (`why`) of the blocks that it holds back; false: there is none. */
+bool pins_drop_oldest(struct pool *pool, int why);
 /* All that was free is free: the oldest goes if they hold back too much. */
 void pins_after_commit(struct pool *pool);
 

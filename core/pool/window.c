@@ -312,7 +312,7 @@ find_nothing(struct space_window *w)
         busy = true;
     }
     /* A view holds back what was freed behind it: the oldest goes before a write does. */
-    if (!busy && ms.nr_pending > 0 && pins_drop_oldest(pool))
+    if (!busy && ms.nr_pending > 0 && pins_drop_oldest(pool, -THIN_E_NO_DATA_SPACE))
         busy = true;
     /* Blocks that are on their way back are room: who has them promised must get them. */
     if (!busy && ms.nr_pending > 0 && txn && frag &&

@@ -592,6 +592,7 @@ main(void)
     int failed;
 
     tcase_add_checked_fixture(tcase, set_up, tear_down);
+    tcase_set_timeout(tcase, 60);
     tcase_add_test(tcase, holes_read_as_zeros_and_take_no_space);
     tcase_add_test(tcase, what_is_written_reads_back);
     tcase_add_test(tcase, the_rest_of_a_new_block_is_zeros_whatever_the_device_held);
