@@ -189,6 +189,8 @@ struct quiesce {
 };
 TAILQ_HEAD(quiesce_list, quiesce);
 
+#define WRITE_PLACES 8u /* streams of first writes that are told apart in a volume */
+
 /*
  * A thin device that has open handles: one for each dev_id, shared by the handles.
  */
@@ -232,6 +234,9 @@ struct volume_core {
     LIST_HEAD(, map_page) pages;
     TAILQ_HEAD(, space_window) windows; /* most recently used first */
     unsigned nr_windows;
+    vblock_t
+        places[WRITE_PLACES]; /* behind the latest claims, for each of some writers */
+    unsigned next_place;      /* the oldest of them */
 
     TAILQ_ENTRY(volume_core) link;
     UT_hash_handle hh; /* pool->cores_by_id */

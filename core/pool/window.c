@@ -465,6 +465,25 @@ window_at(struct volume_core *core, vblock_t v, bool *ret_taken)
     return NULL;
 }
 
+/*
+ * Whether somebody wrote close by lately. A file system gives a window its place in whole,
+ * so that one of full size for every lone write would take much more than is mapped.
+ */
+static bool
+is_near(struct volume_core *core, vblock_t v, unsigned nr)
+{
+    for (unsigned i = 0; i < WRITE_PLACES; i++) {
+        vblock_t *place = &core->places[i];
+
+        if (v + WINDOW_BLOCKS_MAX >= *place && v <= *place + WINDOW_BLOCKS_MAX) {
+            *place = v + nr;
+            return true;
+        }
+    }
+    core->places[core->next_place++ % WRITE_PLACES] = v + nr;
+    return false;
+}
+
 int
 space_claim(struct volume_frag *frag, vblock_t v, unsigned wanted)
 {
@@ -473,7 +492,7 @@ space_claim(struct volume_frag *frag, vblock_t v, unsigned wanted)
     struct space *sp = pool->space;
     struct metadata_space ms;
     uint64_t blocks = div_up_u64(core->size, pool->block_size), stretch;
-    bool taken = false;
+    bool taken = false, near;
     struct space_window *w;
     int r;
 
@@ -484,6 +503,7 @@ space_claim(struct volume_frag *frag, vblock_t v, unsigned wanted)
     r = limits_admit(frag, v, wanted, &wanted);
     if (r != 0)
         return r;
+    near = is_near(core, v, wanted);
     w = window_at(core, v, &taken);
     if (w && w->state == WINDOW_READY) {
         TAILQ_REMOVE(&sp->all, w, all); /* used last */
@@ -506,9 +526,10 @@ space_claim(struct volume_frag *frag, vblock_t v, unsigned wanted)
             /* Its place was used before and given up since. */
             w->want_vbase = v;
             w->want_nr = 1;
-        } else if (ms.nr_free / 16 < stretch) {
+        } else if (!near || ms.nr_free / 16 < stretch) {
             w->want_vbase = v;
-            w->want_nr = (unsigned)min_u64(max_u64(ms.nr_free / 16, wanted), stretch);
+            w->want_nr =
+                (unsigned)min_u64(max_u64(near ? ms.nr_free / 16 : 1, wanted), stretch);
             w->want_nr = (unsigned)min_u64(
                 w->want_nr, (v / WINDOW_BLOCKS_MAX + 1) * WINDOW_BLOCKS_MAX - v);
         } else {

@@ -244,3 +244,19 @@ thincli pool close wait
 thin_check -q "$W/wait.meta" || fail "thin_check after waiting for a file system"
 umount "$W/mnt"
 stop_server
+
+echo "scattered first writes take no more of the file system than they map"
+start_server
+new_pool sparse 16G
+thincli volume create sparse/v 8G
+nbdsh -u "$(uri sparse/v)" -c '
+import random
+r = random.Random(1)
+for i in range(800):
+    h.pwrite(b"s" * 4096, r.randrange((8 << 30) >> 16) << 16)
+h.flush()'
+mapped=$(thincli --json volume show sparse/v | field "d['volumes'][0]['mapped']")
+taken=$(($(stat -c %b "$W/sparse.data") * 512))
+[ "$taken" -le $((mapped * 2)) ] || fail "$mapped bytes are mapped, the file takes $taken"
+check_closed sparse
+stop_server
