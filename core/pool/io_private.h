@@ -29,7 +29,7 @@
 #define PROVISION_RUN_MAX  16u /* blocks provisioned by one write and one operation */
 #define WINDOW_BYTES       (4u << 20)
 #define WINDOW_BLOCKS_MAX  64u
-#define WINDOWS_MAX        1024u        /* in one pool */
+#define WINDOWS_MAX        1024u /* in one pool */
 #define WINDOW_BUCKETS     1024u
 #define WINDOW_EXTENTS_MAX 16u
 #define PASSDOWN_IN_FLIGHT 4u
