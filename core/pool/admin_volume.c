@@ -204,11 +204,12 @@ resize_plan(struct admin_job *job, struct thin_error *err)
         return thin_fail(err, -THIN_E_BUSY,
                          "what was beyond the end of volume %s is still being given back",
                          job->name);
-    r = job->value > record->size
-            ? limits_judge_virtual(job->pool, job->value - record->size, err)
-            : 0;
-    if (r == 0)
-        r = admin_copy(record, &copy, err);
+    if (job->value > record->size) {
+        r = limits_judge_virtual(job->pool, job->value - record->size, err);
+        if (r < 0)
+            return r;
+    }
+    r = admin_copy(record, &copy, err);
     if (r < 0)
         return r;
     if (job->value < record->size) {
