@@ -559,6 +559,8 @@ space_after_commit(struct pool *pool)
     struct metadata_space ms;
     uint64_t reserve;
 
+    if (pool->closing && !TAILQ_EMPTY(&sp->waiters))
+        loop_defer(pool->loop, &sp->wake_task); /* to learn it */
     if (!pool->opened || pool->closing || pool->rolling_back)
         return;
     passdown_kick(pool);

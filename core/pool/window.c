@@ -320,6 +320,10 @@ find_nothing(struct space_window *w)
         wait_commit(w, txn);
         busy = true;
     }
+    if (pool->closing) {
+        window_fail(w, -THIN_E_SHUTDOWN);
+        return;
+    }
     if (!busy) {
         sp->host_full = false; /* the pool itself is full */
         window_fail(w, -THIN_E_NO_DATA_SPACE);
