@@ -261,11 +261,8 @@ read_head(struct pool_devices *d, struct device *dev, void **ret_head, size_t *r
 }
 
 static void
-metadata_open(void *arg, struct device *dev, int result, const struct thin_error *err)
+export_open(struct pool_devices *d, int result, const struct thin_error *err)
 {
-    struct pool_devices *d = arg;
-
-    d->metadata = dev;
     if (result < 0) {
         d->err = *err;
         fail(d, result);
@@ -275,17 +272,21 @@ metadata_open(void *arg, struct device *dev, int result, const struct thin_error
 }
 
 static void
+metadata_open(void *arg, struct device *dev, int result, const struct thin_error *err)
+{
+    struct pool_devices *d = arg;
+
+    d->metadata = dev;
+    export_open(d, result, err);
+}
+
+static void
 data_open(void *arg, struct device *dev, int result, const struct thin_error *err)
 {
     struct pool_devices *d = arg;
 
     d->data = dev;
-    if (result < 0) {
-        d->err = *err;
-        fail(d, result);
-    } else {
-        next_export(d);
-    }
+    export_open(d, result, err);
 }
 
 static void

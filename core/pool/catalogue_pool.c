@@ -250,12 +250,14 @@ catalogue_can_be_owned(const struct pool *pool)
            !host_id_is_zero(pool->owner_host);
 }
 
-void
-catalogue_touch(struct pool *pool)
+int
+catalogue_touch(struct metaop *op, struct thin_error *err)
 {
-    struct catalogue *cat = pool->catalogue;
+    struct catalogue *cat = op->pool->catalogue;
 
+    (void)err;
     catalogue_set_trailer(cat, &cat->trailer.root, cat->trailer.dev_id);
+    return 0;
 }
 
 void

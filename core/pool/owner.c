@@ -6,14 +6,6 @@
  */
 #include "core/pool/io_private.h"
 
-static int
-mark_run(struct metaop *op, struct thin_error *err)
-{
-    (void)err;
-    catalogue_touch(op->pool);
-    return 0;
-}
-
 static void
 mark_done(struct metaop *op, int result, const struct thin_error *err)
 {
@@ -32,7 +24,7 @@ owner_write_mark(struct pool *pool, const char *name,
     struct metaop *op = &pool->end->op;
 
     memset(op, 0, sizeof(*op));
-    op->run = mark_run;
+    op->run = catalogue_touch;
     op->done = mark_done;
     op->purse = TM_COMMIT;
     op->name = name;

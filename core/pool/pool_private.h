@@ -497,7 +497,8 @@ bool catalogue_is_clean(const struct pool *pool);
 bool catalogue_can_be_clean(const struct pool *pool);
 /* There is a trailer of ours for the mark to stand in, and this machine has an id. */
 bool catalogue_can_be_owned(const struct pool *pool);
-void catalogue_touch(struct pool *pool); /* inside an operation: the trailer is written */
+/* An operation: the trailer is written anew, with the marks of its commit. */
+int catalogue_touch(struct metaop *op, struct thin_error *err);
 void catalogue_durable(struct pool *pool); /* after each commit */
 void catalogue_count(const struct pool *pool, uint64_t *ret_nr_volumes,
                      uint64_t *ret_virtual_bytes);

@@ -308,14 +308,6 @@ opening_marked(struct commit_wait *wait, int result)
         opening_look(o);
 }
 
-static int
-mark_run(struct metaop *op, struct thin_error *err)
-{
-    (void)err;
-    catalogue_touch(op->pool);
-    return 0;
-}
-
 static void
 mark_done(struct metaop *op, int result, const struct thin_error *err)
 {
@@ -341,7 +333,7 @@ opening_mark(struct opening *o)
         opening_look(o);
         return;
     }
-    o->op.run = mark_run;
+    o->op.run = catalogue_touch;
     o->op.done = mark_done;
     o->op.purse = TM_COMMIT;
     o->op.name = "mark as in use";
