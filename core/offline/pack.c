@@ -54,10 +54,11 @@ struct packer {
     pack_write_fn *write;
     void *arg;
     uint8_t *out;
-    mblock_t begin; /* of the batch */
+    mblock_t begin;  /* of the batch */
+    uint8_t *chosen; /* a bit for each block, set by the first pass */
+    bool choosing;   /* the first pass is under way */
     uint64_t nr_packed;
     uint32_t crc_of_crcs;
-    bool count_only;
     struct thin_error *err;
 };
 
@@ -95,20 +96,31 @@ is_worth_packing(mblock_t b, const uint8_t *data)
     return load_le64(data + 8) == b || block_guess_kind(data, &kind);
 }
 
+/*
+ * The first pass decides, for a device may be in use: blocks outside the state that is
+ * looked at change between the passes, and the header has told how many will come.
+ */
 static int
 pack_seen(void *arg, size_t index, const uint8_t *data, int code)
 {
+    static const uint8_t unreadable_now[METADATA_BLOCK_SIZE];
     struct packer *p = arg;
     mblock_t b = p->begin + index;
     uint8_t head[12];
     int r;
 
     (void)code;
-    if (!data || !is_worth_packing(b, data))
+    if (p->choosing) {
+        if (data && is_worth_packing(b, data)) {
+            p->chosen[b / 8] |= (uint8_t)(1u << b % 8);
+            p->nr_packed++;
+        }
         return 0;
-    p->nr_packed++;
-    if (p->count_only)
+    }
+    if (!(p->chosen[b / 8] & 1u << b % 8))
         return 0;
+    if (!data)
+        data = unreadable_now;
     store_le64(head, b);
     store_le32(head + 8, crc32c(data, METADATA_BLOCK_SIZE));
     p->crc_of_crcs = crc32c_update(p->crc_of_crcs, head + 8, 4);
@@ -117,13 +129,12 @@ pack_seen(void *arg, size_t index, const uint8_t *data, int code)
 }
 
 static int
-pass(struct packer *p, struct meta_source *src, bool count_only)
+pass(struct packer *p, struct meta_source *src, bool choosing)
 {
     mblock_t blocks[PASS_BLOCKS];
     int r = 0;
 
-    p->count_only = count_only;
-    p->nr_packed = 0;
+    p->choosing = choosing;
     for (mblock_t b = 0; b < src->nr_blocks && r >= 0; b += PASS_BLOCKS) {
         size_t n = 0;
 
@@ -164,15 +175,17 @@ pack_device(struct meta_source *src, pack_write_fn *write, void *arg,
             uint64_t *ret_packed, struct thin_error *err)
 {
     AUTO_FREE uint8_t *out = malloc(STREAM_BUFFER);
+    AUTO_FREE uint8_t *chosen = calloc(src->nr_blocks / 8 + 1, 1);
     struct packer p = {.zstd = ZSTD_createCCtx(),
                        .write = write,
                        .arg = arg,
                        .out = out,
+                       .chosen = chosen,
                        .crc_of_crcs = CRC32C_INIT,
                        .err = err};
     int r;
 
-    if (!out || !p.zstd ||
+    if (!out || !chosen || !p.zstd ||
         ZSTD_isError(ZSTD_CCtx_setParameter(p.zstd, ZSTD_c_compressionLevel, PACK_LEVEL)))
         r = thin_fail_code(err, -ENOMEM, "pack");
     else

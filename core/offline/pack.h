@@ -20,7 +20,11 @@ typedef int pack_write_fn(void *arg, const void *bytes, size_t len);
 /* Bytes read, 0 at the end, or negative. */
 typedef long pack_read_fn(void *arg, void *buf, size_t room);
 
-/* *ret_packed blocks were written. What cannot be read is left out. */
+/*
+ * *ret_packed blocks were written. What cannot be read is left out. The device may be in
+ * use: what does not change meanwhile (a pinned view, a held snapshot) is whole in the
+ * copy. Memory: one bit for each block of the device.
+ */
 int pack_device(struct meta_source *src, pack_write_fn *write, void *arg,
                 uint64_t *ret_packed, struct thin_error *err);
 
