@@ -128,6 +128,26 @@ pool_devices_unmake(const struct pool_devices *d)
         unlink(d->metadata_path);
 }
 
+/*
+ * What is there is used as it is; who also says a size must mean it. An empty file is like
+ * one that does not exist.
+ */
+static int
+check_said_size(struct pool_devices *d, const char *path, uint64_t said,
+                struct probe_file *file)
+{
+    if (!said || !file->exists || file->size == said)
+        return 0;
+    if (file->ino && !file->is_block && file->size == 0)
+        file->exists = false;
+    else if (!d->force)
+        return thin_fail(&d->err, -THIN_E_INVALID,
+                         "%s exists and has %" PRIu64 " bytes, not %" PRIu64
+                         "; leave the size out to use it as it is",
+                         path, file->size, said);
+    return 0;
+}
+
 static int
 check_sizes(struct pool_devices *d, const struct probe_file *data,
             const struct probe_file *metadata, uint64_t *ret_data, uint64_t *ret_metadata)
@@ -160,12 +180,15 @@ look_for_signatures(const char *path, const void *head, size_t len, uint64_t siz
 }
 
 static int
-make_files(struct pool_devices *d, const struct probe_file *data,
-           const struct probe_file *metadata)
+make_files(struct pool_devices *d, struct probe_file *data, struct probe_file *metadata)
 {
     uint64_t data_size = 0, metadata_size = 0;
-    int r = check_sizes(d, data, metadata, &data_size, &metadata_size);
+    int r = check_said_size(d, d->data_path, d->data_size, data);
 
+    if (r == 0)
+        r = check_said_size(d, d->metadata_path, d->metadata_size, metadata);
+    if (r == 0)
+        r = check_sizes(d, data, metadata, &data_size, &metadata_size);
     if (r == 0 && !d->force && data->exists)
         r = look_for_signatures(d->data_path, d->data_head, d->data_head_len, data_size,
                                 &d->err);

@@ -186,10 +186,16 @@ int
 probe_make_file(const char *path, uint64_t size, bool in_full, struct thin_error *err)
 {
     AUTO_FD int fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, FILE_MODE);
+    bool there = fd < 0 && errno == EEXIST;
+    struct stat st;
     int r = 0;
 
-    if (fd < 0)
+    if (there)
+        fd = open(path, O_RDWR | O_CLOEXEC);
+    if (fd < 0 || fstat(fd, &st) < 0)
         return thin_fail_code(err, -errno, "create %s", path);
+    if (there && (!S_ISREG(st.st_mode) || st.st_size != 0))
+        return thin_fail_code(err, -EEXIST, "create %s", path);
     if (ftruncate(fd, (off_t)size) < 0)
         r = -errno;
     if (r == 0 && in_full)
@@ -199,7 +205,8 @@ probe_make_file(const char *path, uint64_t size, bool in_full, struct thin_error
     if (r == 0)
         r = sync_folder(path);
     if (r < 0) {
-        unlink(path);
+        if (!there || ftruncate(fd, 0) < 0)
+            unlink(path);
         return thin_fail_code(err, r, "create %s of %" PRIu64 " bytes", path, size);
     }
     return 0;

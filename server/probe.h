@@ -41,7 +41,8 @@ void probe_uuid_in(const void *block, uint8_t ret_uuid[16]);
 
 /*
  * Makes a raw file of exactly `size` bytes, durable with its folder; `in_full`: every
- * byte gets its place. -EEXIST, -ENOSPC, ...; on failure there is no file.
+ * byte gets its place. An empty file that is there already becomes it. -EEXIST (it is not
+ * empty), -ENOSPC, ...; on failure all is as it was.
  */
 int probe_make_file(const char *path, uint64_t size, bool in_full,
                     struct thin_error *err);
