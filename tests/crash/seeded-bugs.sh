@@ -21,7 +21,7 @@ if ! SEEDS=40 TWICE=0 CRASHES=1000000 "$program" >"$out" 2>&1; then
 	exit 1
 fi
 for t in ${RULES:-}; do
-	if ! timeout 60 "$t" >"$out" 2>&1; then
+	if ! timeout 300 "$t" >"$out" 2>&1; then
 		echo "without a bug a test of the rules fails:"
 		cat "$out"
 		exit 1
@@ -36,13 +36,13 @@ while read -r name words; do
 	case " $RULE_BUGS " in
 	*" $name "*)
 		for t in ${RULES:-}; do
-			THIN_SEEDED_BUG=$name timeout 60 "$t" >"$out" 2>&1 ||
+			THIN_SEEDED_BUG=$name timeout 300 "$t" >"$out" 2>&1 ||
 				by="$by$(sed -n 's/^.*:[EF]:[^:]*:\([^:]*\):.*/\1/p' "$out" | tr '\n' ' ')"
 		done
 		if [ -n "${RULES:-}" ]; then
 			if [ -z "$by" ]; then
 				missed=$((missed + 1))
-				echo "$name: NO TEST of the rule fails: $words"
+				echo "FAILED $name: NO TEST of the rule fails: $words"
 			else
 				echo "$name: $by" | cut -c1-110
 			fi
@@ -53,10 +53,12 @@ while read -r name words; do
 		[ -n "$by" ] && found=$((found + 1))
 		continue
 	fi
-	if THIN_SEEDED_BUG=$name SEEDS=$SEEDS_MAX TWICE=0 CRASHES=1000000 \
-		timeout 60 "$program" >"$out" 2>&1; then
+	rc=0
+	THIN_SEEDED_BUG=$name SEEDS=$SEEDS_MAX TWICE=0 CRASHES=1000000 \
+		timeout 300 "$program" >"$out" 2>&1 || rc=$?
+	if [ $rc = 0 ] || [ $rc = 124 ]; then # out of time is not found
 		missed=$((missed + 1))
-		echo "$name: NOT FOUND in $SEEDS_MAX seeds: $words"
+		echo "FAILED $name: NOT FOUND in $SEEDS_MAX seeds, exit $rc: $words"
 	else
 		found=$((found + 1))
 		seed=$(sed -n 's/^SEED=\([0-9]*\):.*/\1/p' "$out" | tail -n 1)

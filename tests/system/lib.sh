@@ -10,23 +10,44 @@ cd "$W" # what tools leave behind stays here
 export THIN_SERVER=unix:$W/thinsrv.sock
 
 ALSO_KILL= # further processes that end with the test
+# The essence of a failure comes last and is short: CI keeps the end of what it is told.
 finish() {
-	local rc=$? p
+	local rc=$? p words
+	trap - EXIT ERR
 	for p in $ALSO_KILL; do kill -9 "$p" 2>/dev/null || true; done
 	[ -z "$SERVER_PID" ] || kill -9 "$SERVER_PID" 2>/dev/null || true
 	jobs -p | xargs -r kill -9 2>/dev/null || true
-	if [ $rc != 0 ] && [ -s "$W/thinsrv.log" ]; then
-		echo "--- thinsrv.log"
-		tail -n 30 "$W/thinsrv.log"
+	if [ $rc != 0 ]; then
+		[ ! -s "$W/thinsrv.log" ] || {
+			echo "--- the end of thinsrv.log"
+			tail -n 8 "$W/thinsrv.log" | cut -c1-300
+		}
+		words=$(tail -n 1 "$W/failed" 2>/dev/null || tail -n 1 "$W/failed.line" 2>/dev/null) || words="no words"
+		echo "FAILED: $words (${0##*/}, exit $rc)"
 	fi
-	rm -rf "$W"
+	# What a process that was killed a moment ago still makes goes with the second try.
+	rm -rf "$W" 2>/dev/null || { sleep 1 && rm -rf "$W"; } || true
 	exit $rc
 }
 trap finish EXIT
+# A command that fails without a word of its own is named by its line.
+trap 'echo "line $LINENO: exit $?: $BASH_COMMAND" | head -n 1 >>"$W/failed.line"' ERR
+set -E
 
 fail() {
 	echo "FAILED: $*" >&2
+	echo "$*" | tail -n 1 >>"$W/failed"
 	exit 1
+}
+# wait_until SECONDS WORDS COMMAND...: until it succeeds; only for what comes about by
+# itself, never for an expectation that has failed.
+wait_until() {
+	local end=$((SECONDS + $1)) words=$2
+	shift 2
+	until "$@" >/dev/null 2>&1; do
+		[ $SECONDS -lt $end ] || fail "$words"
+		sleep 0.05
+	done
 }
 need_tools() {
 	local t
@@ -76,7 +97,7 @@ start_server() {
 	SERVER_PID=$!
 	disown
 	local _
-	for _ in $(seq 200); do
+	for _ in $(seq 1200); do
 		[ -S "$W/thinsrv.sock" ] && thincli server status >/dev/null 2>&1 && return 0
 		kill -0 "$SERVER_PID" 2>/dev/null || fail "the server did not start"
 		sleep 0.05
@@ -85,7 +106,7 @@ start_server() {
 }
 wait_gone() {
 	local _
-	for _ in $(seq 600); do
+	for _ in $(seq 1800); do
 		kill -0 "$1" 2>/dev/null || return 0
 		sleep 0.05
 	done
