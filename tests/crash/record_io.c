@@ -5,9 +5,10 @@
  *   RECORD_DATA, RECORD_META   the two files
  *   RECORD_LOG                 appended: one record at the begin of each change or flush,
  *                              with its data, and one at its end (replay_run.c reads it)
- *   RECORD_FAULT               while this file exists, flushes of the data file fail with
- *                              EIO, and what they cover is given up by the page cache or
- *                              not: as on Linux, nobody knows
+ *   RECORD_FAULT               while this file exists, what its words name fails with EIO:
+ *                              data-flush, data-write, data-read, meta-flush, meta-write,
+ *                              meta-read. What a failed flush covers is given up by the
+ *                              page cache or not: as on Linux, nobody knows
  *
  * What is in the log at a moment was submitted before that moment; so its length is the
  * clock by which clients note what they asked and what was answered. The driver must go by
@@ -57,6 +58,27 @@ source_of(int fd)
             return i;
     }
     return -1;
+}
+
+/* Is it to fail now? */
+static int
+fails(int source, const char *what)
+{
+    const char *fault = getenv("RECORD_FAULT");
+    char words[128] = "", wanted[32] = "";
+    int fd, saved = errno;
+    ssize_t n;
+
+    if (source < 0 || !fault || (fd = open(fault, O_RDONLY | O_CLOEXEC)) < 0) {
+        errno = saved;
+        return 0;
+    }
+    n = read(fd, words, sizeof(words) - 1);
+    close(fd);
+    errno = saved;
+    strcpy(wanted, source == 0 ? "data-" : "meta-");
+    strcat(wanted, what);
+    return n > 0 && strstr(words, wanted) != NULL;
 }
 
 static void
@@ -138,6 +160,10 @@ pwritev(int fd, const struct iovec *iov, int nr, off_t offset)
     ssize_t n;
 
     REAL(ssize_t, "pwritev", int, const struct iovec *, int, off_t)
+    if (fails(source, "write")) {
+        errno = EIO;
+        return -1;
+    }
     if (source >= 0)
         id = begin(OP_WRITE, source, 0, (uint64_t)offset, iov, nr, sum(iov, nr));
     n = real(fd, iov, nr, offset);
@@ -157,6 +183,10 @@ pwrite(int fd, const void *buf, size_t len, off_t offset)
     ssize_t n;
 
     REAL(ssize_t, "pwrite", int, const void *, size_t, off_t)
+    if (fails(source, "write")) {
+        errno = EIO;
+        return -1;
+    }
     if (source >= 0)
         id = begin(OP_WRITE, source, 0, (uint64_t)offset, &iov, 1, len);
     n = real(fd, buf, len, offset);
@@ -167,14 +197,35 @@ pwrite(int fd, const void *buf, size_t len, off_t offset)
     return n;
 }
 
+ssize_t
+preadv(int fd, const struct iovec *iov, int nr, off_t offset)
+{
+    REAL(ssize_t, "preadv", int, const struct iovec *, int, off_t)
+    if (fails(source_of(fd), "read")) {
+        errno = EIO;
+        return -1;
+    }
+    return real(fd, iov, nr, offset);
+}
+
+ssize_t
+preadv2(int fd, const struct iovec *iov, int nr, off_t offset, int flags)
+{
+    REAL(ssize_t, "preadv2", int, const struct iovec *, int, off_t, int)
+    if (fails(source_of(fd), "read")) {
+        errno = EIO;
+        return -1;
+    }
+    return real(fd, iov, nr, offset, flags);
+}
+
 static int
 flush(int fd, int (*real)(int))
 {
     int source = source_of(fd), saved, r;
-    const char *fault = getenv("RECORD_FAULT");
     uint64_t id = 0;
 
-    if (source == 0 && fault && access(fault, F_OK) == 0) {
+    if (fails(source, "flush")) {
         real(fd); /* the pages are clean now, whatever is told */
         errno = EIO;
         return -1;

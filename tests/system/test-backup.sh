@@ -23,7 +23,7 @@ for i in range(0, 64 << 20, 1 << 20): assert h.pread(1 << 20, i) == bytes([$2]) 
 }
 wait_for() { # COUNT PATTERN
 	local _
-	for _ in $(seq 100); do
+	for _ in $(seq 600); do
 		[ "$(ls "$folder"/$2 2>/dev/null | wc -l)" -ge "$1" ] && return 0
 		sleep 0.1
 	done
@@ -41,11 +41,14 @@ done
 wait_for 3 '*-regular.pack'
 same "$(ls "$folder"/*-regular.pack | wc -l)" 3 "copies kept"
 wait_for 1 '*-create.pack'
-# What has not changed is not copied again.
-sleep 2.5
-newest=$(ls "$folder"/*-regular.pack | tail -n 1)
-sleep 2.5
-same "$(ls "$folder"/*-regular.pack | tail -n 1)" "$newest" "an idle pool was copied again"
+# What has not changed is not copied again: there comes a time without a new copy.
+newest=
+quiet() {
+	newest=$(ls "$folder"/*-regular.pack | tail -n 1)
+	sleep 2.5
+	[ "$(ls "$folder"/*-regular.pack | tail -n 1)" = "$newest" ]
+}
+wait_until 30 "an idle pool is copied again and again" quiet
 
 # Before it grows, when it opens, before it is handed over.
 thincli pool grow tank --data 300M
@@ -99,7 +102,11 @@ check_closed tank
 
 # A killed server has kept the superblock of a moment ago as well.
 thincli volume create tank/late 1M
-sleep 0.5
+superblock_is_kept() {
+	python3 -c 'import sys; sys.exit(open(sys.argv[1], "rb").read(4096) not in open(sys.argv[2], "rb").read())' \
+		"$W/tank.meta" "$folder/superblocks"
+}
+wait_until 30 "the last superblock is not kept" superblock_is_kept
 kill_server
 dd if=/dev/zero of="$W/tank.meta" bs=4096 count=1 conv=notrunc status=none
 truncate -s 0 "$W/new.meta"
@@ -118,10 +125,7 @@ rm -rf "$folder"
 : >"$folder"
 thincli pool open tank
 thincli volume create tank/more 1M
-for _ in $(seq 50); do
-	thincli server events | grep_q backup-failed && break
-	sleep 0.1
-done
-thincli server events | grep_q backup-failed || fail "no event tells of a copy that failed"
+told() { thincli server events | grep_q backup-failed; }
+wait_until 30 "no event tells of a copy that failed" told
 thincli pool grow tank --data 310M
 stop_server

@@ -113,7 +113,7 @@ open(sys.argv[1] + ".locked", "w").close()
 time.sleep(60)
 END
 locker=$!
-for _ in $(seq 100); do [ -e "$W/tank.meta.locked" ] && break; sleep 0.05; done
+wait_until 30 "nobody locks" test -e "$W/tank.meta.locked"
 must_fail 1 "in use" thincli pool open tank
 kill $locker
 wait $locker 2>/dev/null || true
@@ -127,7 +127,7 @@ thincli server status >/dev/null || fail "the first server lost its socket"
 sed "s|$W/state|$W/state2|; s|thinsrv.sock|second.sock|; s|nbd.sock|nbd2.sock|" "$W/thinsrv.conf" >"$W/second.conf"
 thinsrv --config "$W/second.conf" 2>>"$W/second.log" &
 second=$!
-for _ in $(seq 100); do [ -S "$W/second.sock" ] && break; sleep 0.05; done
+wait_until 30 "the second server does not listen" test -S "$W/second.sock"
 must_fail 1 "in use" thincli --server "unix:$W/second.sock" pool import tank --data "$W/tank.data" --metadata "$W/tank.meta"
 kill $second
 wait $second || fail "the second server did not end in order"

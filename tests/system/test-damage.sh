@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# A data device that fails to flush, and damaged mappings: what is told, who goes on, and the
-# way back into service without a restart of the server.
+# Devices that fail to read, write or flush, and damaged mappings: what is told, who goes on,
+# and the way back into service without a restart of the server.
 . "$(dirname "$0")/lib.sh"
 need_tools nbdsh thin_check
 [ -e "$BUILD/tests/crash/record_io.so" ] || fail "record_io.so is missing: make tests builds it"
@@ -12,7 +12,7 @@ info() { thincli --json pool show "$1" | field "d['pools'][0]['$2']"; }
 
 echo "a failed flush is never a success"
 nbdsh -u "$(uri tank/a)" -c 'h.pwrite(b"1" * 65536, 0); h.flush()'
-touch "$W/fault"
+echo data-flush >"$W/fault"
 nbdsh -u "$(uri tank/a)" -c '
 import errno
 h.pwrite(b"2" * 65536, 0)
@@ -35,6 +35,63 @@ nbdsh -u "$(uri tank/a)" -c '
 assert h.pread(65536, 0) in (b"1" * 65536, b"2" * 65536)
 h.pwrite(b"3" * 65536, 0); h.flush()
 assert h.pread(65536, 0) == b"3" * 65536'
+
+echo "a failed read or write of data fails its own request"
+nbdsh -u "$(uri tank/a)" -c "
+import errno, os
+def says(e, f, *a):
+    try: f(*a)
+    except nbd.Error as x: assert x.errnum == e, (f, x)
+    else: assert e == 0, f
+h.pwrite(b'4' * 65536, 0)
+h.pwrite(b'4' * 65536, 1 << 20)
+for what, write, read in ('data-write', errno.EIO, 0), ('data-read', 0, errno.EIO), ('', 0, 0):
+    open('$W/fault', 'w').write(what)
+    says(write, h.pwrite, b'5' * 65536, 2 << 20) # a new block
+    says(write, h.pwrite, b'5' * 65536, 1 << 20) # in place
+    says(read, h.pread, 65536, 0)
+    os.unlink('$W/fault')
+    says(0, h.flush)
+assert h.pread(65536, 0) == b'4' * 65536
+assert h.pread(65536, 2 << 20) == h.pread(65536, 1 << 20) == b'5' * 65536"
+same "$(info tank mode)" write "mode after failed reads and writes of data"
+
+echo "a commit that fails: rolled back, told, read-only, and back with the device"
+for what in meta-write meta-flush "meta-write meta-flush"; do
+	before=$(info tank incarnation)
+	nbdsh -u "$(uri tank/a)" -c "
+import errno, os, time
+def says(e, f, *a):
+    try: f(*a)
+    except nbd.Error as x: assert x.errnum == e, (f, x)
+    else: assert e == 0, f
+h.pwrite(b'6' * 65536, 0); h.flush()
+c = nbd.NBD(); c.connect_uri('$(uri tank/c)'); c.pread(512, 0)
+h.pwrite(b'7' * 65536, 5 << 20) # acknowledged, not flushed
+open('$W/fault', 'w').write('$what')
+for _ in range(2): says(errno.EIO, h.flush)
+says(errno.EIO, h.pread, 512, 0)
+os.unlink('$W/fault')
+for _ in range(2): says(errno.EIO, h.flush) # until it is opened anew
+end = time.time() + 30 # while the metadata is read again nothing can be opened
+while True:
+    n = nbd.NBD()
+    try: n.connect_uri('$(uri tank/a)')
+    except nbd.Error: assert time.time() < end
+    else: break
+assert n.is_read_only() and n.pread(65536, 0) == b'6' * 65536
+assert n.pread(65536, 5 << 20) in (bytes(65536), b'7' * 65536)"
+	[ "$(info tank incarnation)" != "$before" ] || fail "the incarnation is as before ($what)"
+	same "$(info tank mode) $(info tank needs_check)" "read-only False" "after a commit that failed ($what)"
+	info tank why | grep_q "metadata.*Input/output error" || fail "pool show does not say what failed ($what)"
+	must_fail 1 "read-only" thincli volume create tank/new 1M
+	thincli pool check tank >/dev/null || fail "what is in memory is not sound ($what)"
+	thincli pool close tank
+	check_pool tank
+	thincli pool open tank
+	same "$(info tank mode)" write "mode after opening the pool again ($what)"
+	nbdsh -u "$(uri tank/a)" -c 'h.pwrite(b"8" * 65536, 5 << 20); h.flush(); h.trim(65536, 5 << 20); h.flush()'
+done
 
 echo "damaged mappings: their volume only, listed, and mended without a restart"
 nbdsh -u "$(uri tank/b)" -c '

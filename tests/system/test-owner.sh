@@ -51,7 +51,7 @@ END
 thinsrv --config "$W/second.conf" >"$W/second.log" 2>&1 &
 second=$!
 ALSO_KILL=$second
-for _ in $(seq 100); do [ -S "$W/second.sock" ] && break; sleep 0.05; done
+wait_until 30 "the second daemon does not listen" test -S "$W/second.sock"
 on_second() { thincli --server "unix:$W/second.sock" "$@"; }
 in_use="in use"
 must_fail 1 "$in_use" on_second pool import thief --data "$W/tank.data" --metadata "$W/tank.meta"
@@ -132,6 +132,8 @@ attach "$W/tank.data"
 start_server
 thincli --json pool show tank | grep_q "backing file of $loop" || fail "a loop device's file was opened"
 losetup -d "$loop"
+detached() { [ -z "$(losetup -j "$W/tank.data")" ]; }
+wait_until 30 "$loop does not go" detached # whoever looks at it holds it a moment longer
 thincli pool open tank
 
 # Block devices are held alone: against another daemon, a mount, and each other.
@@ -152,7 +154,7 @@ thincli volume create blk/vol 16M
 thinsrv --config "$W/second.conf" >>"$W/second.log" 2>&1 &
 second=$!
 ALSO_KILL=$second
-for _ in $(seq 100); do on_second server status >/dev/null 2>&1 && break; sleep 0.05; done
+wait_until 30 "the second daemon does not answer" on_second server status
 must_fail 1 "in use" on_second pool import thief --data "$bdata" --metadata "$bmeta"
 must_fail 1 "in use" thinmeta check --clear-needs-check-flag "$bmeta"
 kill_server

@@ -196,11 +196,23 @@ thinmeta check -q --override-mapping-root "$root" "$m" || fail "its own mapping 
 echo "progress and interruption"
 truncate -s 64M "$W/int.img"
 python3 - "$BUILD/thinmeta" "$W/int.img" <<'END'
-import os, pty, signal, subprocess, sys, time
+import fcntl, os, pty, signal, struct, subprocess, sys, termios, time
 tool, image = sys.argv[1:]
 
 def lines(begin, n):
     return ''.join(f'<single_mapping origin_block="{2 * i}" data_block="{i}" time="0"/>\n' for i in range(begin, begin + n)).encode()
+
+def status(p, key):
+    return next(l.split()[1] for l in open(f'/proc/{p.pid}/status') if l.startswith(key))
+
+def unread(pipe):
+    return struct.unpack('i', fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)))[0]
+
+def wait_for(truth, words):
+    end = time.time() + 60
+    while not truth():
+        assert time.time() < end, words
+        time.sleep(0.02)
 
 def restore(terminal, parts):
     """Fed in parts, with pauses; interrupted at the end of the last. What is on stderr."""
@@ -208,12 +220,14 @@ def restore(terminal, parts):
     p = subprocess.Popen([tool, 'restore', '-i', '-', '-o', image], stdin=subprocess.PIPE,
                          stderr=slave if terminal else subprocess.PIPE)
     os.close(slave)
+    wait_for(lambda: int(status(p, 'SigCgt'), 16) & 1 << signal.SIGINT - 1, 'it does not catch the signal')
     for part in parts:
         p.stdin.write(part)
         p.stdin.flush()
+        wait_for(lambda: unread(p.stdin) == 0, 'it does not read')
         time.sleep(0.5)
     p.send_signal(signal.SIGINT)
-    p.wait(20)
+    p.wait(120)
     assert p.returncode == 1, p.returncode
     return os.read(master, 65536).decode() if terminal else p.stderr.read().decode()
 

@@ -77,7 +77,7 @@ echo "thinnbd: the bridge over the own protocol"
 thinnbd --server "tls://127.0.0.1:$tls_port" --cert "$W/pki/alice/client-cert.pem" --key "$W/pki/alice/client-key.pem" \
 	--ca "$W/pki/alice/ca-cert.pem" --listen "unix:$W/bridge.sock" tank/vol >"$W/bridge.log" 2>&1 &
 bridge=$!
-for _ in $(seq 100); do [ -S "$W/bridge.sock" ] && break; kill -0 $bridge || { cat "$W/bridge.log"; fail "thinnbd ended"; }; sleep 0.05; done
+for _ in $(seq 600); do [ -S "$W/bridge.sock" ] && break; kill -0 $bridge || { cat "$W/bridge.log"; fail "thinnbd ended"; }; sleep 0.05; done
 b="nbd+unix:///tank/vol?socket=$W/bridge.sock"
 nbdinfo "$b" >/dev/null
 same "$(nbdinfo --size "$b")" 268435456
@@ -103,7 +103,7 @@ echo "revoked: the door shuts after a reload"
 as bob server status >/dev/null || as bob volume list >/dev/null
 thincli pki revoke bob --dir "$W/pki"
 kill -HUP "$SERVER_PID"
-sleep 0.5
+wait_until 30 "no reload" grep -q "access rules are loaded anew" "$W/thinsrv.log"
 must_fail 1 "" as bob volume list
 as alice volume list >/dev/null
 check_closed tank

@@ -10,9 +10,15 @@ echo "who is connected while a volume grows may use the new room"
 nbdsh -u "$(uri tank/v)" -c '
 import subprocess, time
 subprocess.run(["thincli", "volume", "resize", "tank/v", "32M"], check=True)
-time.sleep(0.2)
 h.set_strict_mode(0)
-h.pwrite(b"n" * 4096, (32 << 20) - 4096)
+end = time.time() + 30 # the connection hears of it a moment later
+while True:
+    try:
+        h.pwrite(b"n" * 4096, (32 << 20) - 4096)
+        break
+    except nbd.Error as e:
+        assert e.errno == "ENOSPC" and time.time() < end, e
+    time.sleep(0.05)
 h.flush()
 assert h.pread(4096, (32 << 20) - 4096) == b"n" * 4096
 try:
