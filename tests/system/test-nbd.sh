@@ -76,7 +76,7 @@ wait $idle || { cat "$W/idle.out"; fail "an idle client was disconnected"; }
 
 echo "deleting gives all space back"
 thincli volume delete tank/fio tank/fio-snap tank/io tank/vol
-for _ in $(seq 100); do
+for _ in $(seq 600); do
 	[ "$(thincli --json volume list tank | field "len(d['volumes'])")" = 0 ] &&
 		used=$(thincli --json pool show tank | field "d['pools'][0]['data_used']") && [ "$used" -le 8388608 ] && break
 	sleep 0.1

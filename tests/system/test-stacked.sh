@@ -29,7 +29,7 @@ start_node() {
 	pid_of[$1]=$!
 	ALSO_KILL="$ALSO_KILL ${pid_of[$1]}"
 	disown
-	for _ in $(seq 200); do
+	for _ in $(seq 1200); do
 		on "$1" server status >/dev/null 2>&1 && return 0
 		kill -0 "${pid_of[$1]}" 2>/dev/null || break
 		sleep 0.05
@@ -51,7 +51,7 @@ stop_node() {
 }
 state_of() { thincli --server "$1" --json pool show "$2" | field "d['pools'][0]['state'] + ' ' + d['pools'][0]['mode']"; }
 wait_open() { # SERVER POOL
-	for _ in $(seq 200); do
+	for _ in $(seq 600); do
 		[ "$(state_of "$1" "$2" 2>/dev/null)" = "open write" ] && return 0
 		sleep 0.1
 	done
@@ -163,7 +163,7 @@ nbdcopy --flush "$W/low.data" "$(uri top/under)" 2>/dev/null || true
 thincli pool close low --force
 thincli pool forget low
 for name in low another; do
-	must_fail 1 "itself" timeout 60 thincli pool import $name --data "$(uri top/under)" --metadata "$W/low2.meta"
+	must_fail 1 "itself" timeout 120 thincli pool import $name --data "$(uri top/under)" --metadata "$W/low2.meta"
 done
 thincli pool import low --data "$W/low.data" --metadata "$W/low.meta"
 for p in mid top; do wait_open "$THIN_SERVER" $p; done
@@ -290,18 +290,23 @@ on one volume create p/v 16M
 on three volume create q/v 16M --origin "$(node_uri one p/v)"
 nbdcopy "$(node_uri three q/v)" - >/dev/null
 (
-	nbdsh -u "$(node_uri three q/v)" -c 'import time; h.pread(512, 0); time.sleep(4)'
+	nbdsh -u "$(node_uri three q/v)" -c "
+import os, time
+h.pread(512, 0)
+open('$W/held', 'w').close()
+while not os.path.exists('$W/let-go'): time.sleep(0.05)"
 ) &
 holder=$!
-sleep 1
+wait_until 30 "nobody reads" test -e "$W/held"
 must_fail 1 "itself" on one volume create p/w 16M --origin "$(node_uri three q/v)"
+touch "$W/let-go"
 wait $holder
 # The name now means another volume: what stood on nothing would stand on itself.
 on one volume create p/x 16M --origin "$(node_uri three q/v)"
 on one volume delete p/v
 on one volume rename p/x v
 cannot_read() { # URI: an error, and not much later
-	timeout 60 env PATH="/usr/bin:$PATH" nbdsh -u "$1" -c '
+	timeout 120 env PATH="/usr/bin:$PATH" nbdsh -u "$1" -c '
 try:
     h.pread(512, 0)
     raise SystemExit("a volume that stands on itself was read")

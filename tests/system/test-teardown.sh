@@ -7,6 +7,7 @@
 need_tools nbdsh thin_check nm
 sanitizer=$(nm "$(command -v thinsrv)" 2>/dev/null | grep -c __asan_init || true)
 rounds=10
+PATIENCE=60 # seconds for a close
 [ "$sanitizer" = 0 ] || rounds=50
 rounds=${TEARDOWN_ROUNDS:-$rounds}
 [ -z "${THIN_TEST_LONG:-}" ] || rounds=1000
@@ -26,6 +27,7 @@ fine = {errno.ESHUTDOWN, errno.EIO, errno.ENOTCONN}
 rng = random.Random(os.getpid())
 data = nbd.Buffer.from_bytearray(bytearray(os.urandom(256 << 10)))
 small = nbd.Buffer.from_bytearray(bytearray(os.urandom(4096)))
+sink = nbd.Buffer(65536) # one for all reads: the binding does not give them back soon
 errors, done = {}, 0
 def connect():
     h = nbd.NBD()
@@ -50,7 +52,7 @@ def issue(h, state):
         elif op < 6:
             h.aio_pwrite(data, at, ended, nbd.CMD_FLAG_FUA if op == 5 else 0)
         elif op == 6:
-            h.aio_pread(nbd.Buffer(65536), at, ended)
+            h.aio_pread(sink, at, ended)
         elif op == 7:
             h.aio_flush(ended)
         elif op == 8:
@@ -124,6 +126,12 @@ check_closed_by_force() {
 	}
 	thinmeta check -q "$W/tank.meta" || fail "round $round: thinmeta check"
 }
+is_closed() { [ "$(thincli --json pool show tank | field "d['pools'][0]['state']")" = closed ]; }
+# The first end meets requests of every client.
+all_connected() {
+	[ "$(thincli --json session list | field "len([s for s in d['sessions'] if s['protocol'] == 'nbd' and s['volumes']])")" -ge 16 ]
+}
+wait_until 60 "not all clients have connected" all_connected
 most=0
 for round in $(seq "$rounds"); do
 	sleep 0.$((RANDOM % 4))$((RANDOM % 10))
@@ -136,10 +144,7 @@ for round in $(seq "$rounds"); do
 		check_pool tank
 		start_server
 	else
-		thincli pool close tank --force || {
-			sleep 0.2
-			[ "$(thincli --json pool show tank | field "d['pools'][0]['state']")" = closed ] || fail "round $round: close --force"
-		}
+		timeout "$PATIENCE" thincli pool close tank --force || wait_until 30 "round $round: close --force" is_closed
 		check_closed_by_force
 		thincli pool open tank
 	fi
@@ -167,7 +172,7 @@ for v in a1 a2 b1 b2; do
 done
 echo "at most $most descriptors in $rounds rounds"
 # Nobody is connected any more: what is left is what a fresh daemon has.
-for _ in $(seq 100); do
+for _ in $(seq 600); do
 	left=$(descriptors)
 	[ "$(thincli --json session list | field "len(d['sessions'])")" -le 1 ] && break
 	sleep 0.1

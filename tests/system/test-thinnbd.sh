@@ -34,7 +34,7 @@ start_thinnbd() { # OPTIONS... VOLUME
 	ALSO_KILL=$NBD_PID
 	disown
 	local _
-	for _ in $(seq 200); do
+	for _ in $(seq 600); do
 		grep -q '^listening on' "$W/thinnbd.out" && return 0
 		kill -0 $NBD_PID 2>/dev/null || break
 		sleep 0.05
@@ -179,7 +179,7 @@ start_server
 
 echo "a resize shows"
 thincli volume resize tank/vol 320M
-for _ in $(seq 50); do
+for _ in $(seq 300); do
 	[ "$(nbdinfo --size "$(local_uri tank/vol)")" = 335544320 ] && break
 	sleep 0.1
 done
@@ -236,8 +236,7 @@ ALSO_KILL=$NBD_PID
 disown
 sleep 0.5
 start_server
-for _ in $(seq 200); do grep -q '^listening on' "$W/thinnbd.out" && break; sleep 0.05; done
-grep -q '^listening on' "$W/thinnbd.out" || { cat "$W/thinnbd.log"; fail "--wait"; }
+wait_until 30 "--wait: $(cat "$W/thinnbd.log")" grep -q '^listening on' "$W/thinnbd.out"
 stop_thinnbd
 stop_server
 check_pool tank

@@ -64,7 +64,7 @@ def used(name="tank"):
 
 
 def wait_for(truth, seconds, words):
-    end = time.time() + seconds
+    end = time.time() + 30 + seconds  # of a machine that is busy
     while not truth():
         check(time.time() < end, words() if callable(words) else words)
         time.sleep(0.05)
