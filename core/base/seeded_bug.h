@@ -29,6 +29,7 @@
     X(SNAPSHOT_EARLY, "a snapshot is answered before its origin's older writes ended")   \
     X(COPY_EARLY, "a copy does not wait for the writes in flight to its source")         \
     X(SIZE_NOT_DURABLE, "a device's new size is not durable when it is answered")        \
+    X(NOT_SETTLED, "what was loaded is taken for durable")                               \
     X(FLUSH_RETRIED, "a failed flush is tried again and succeeds")                       \
     X(INCARNATION_KEPT, "a roll-back leaves the incarnation as it was")                  \
     X(NOT_FENCED, "a roll-back does not fence who may have lost writes")                 \

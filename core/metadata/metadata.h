@@ -177,6 +177,13 @@ int metadata_grow_own(struct metadata *md, uint64_t nr_blocks, struct thin_error
 
 /* As it would be cut now, but for roots and stamp. */
 const struct superblock *metadata_superblock(const struct metadata *md);
+
+/*
+ * Writes the superblock that was loaded once more, with FUA. What was read may be the
+ * trace of a write that failed: readable, and gone with the power. Nothing was changed
+ * since the load. `done` on the loop, once.
+ */
+void metadata_settle(struct metadata *md, void (*done)(void *arg, int result), void *arg);
 /* Each is a change of the open transaction (inside an operation). */
 void metadata_set_trailer(struct metadata *md,
                           const uint8_t trailer[SUPERBLOCK_TRAILER_BYTES]);

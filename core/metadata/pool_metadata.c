@@ -579,6 +579,13 @@ metadata_superblock(const struct metadata *md)
 }
 
 void
+metadata_settle(struct metadata *md, void (*done)(void *arg, int result), void *arg)
+{
+    THIN_ASSERT(md->data_sm && !md->params.read_only);
+    bm_write_superblock(md->bm, md->sb_block, done, arg);
+}
+
+void
 metadata_set_trailer(struct metadata *md, const uint8_t trailer[SUPERBLOCK_TRAILER_BYTES])
 {
     THIN_ASSERT(md->op_open);

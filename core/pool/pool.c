@@ -258,19 +258,21 @@ open_marked(struct pool *pool, int result)
 }
 
 static void
-open_catalogue(struct pool *pool, int result, const struct thin_error *err)
+open_settled(struct pool *pool, int result)
 {
     struct thin_error own;
+    const struct thin_error *err = NULL;
 
     thin_error_init(&own);
-    if (result == 0) {
-        result = admin_open(pool);
-        if (result == 0)
-            result = limits_load(pool);
-        if (result < 0) {
-            thin_fail(&own, result, "%s", thin_strerror(result));
-            err = &own;
-        }
+    if (result < 0)
+        pool_set_mode(pool, POOL_READ_ONLY, WHAT_TO_DO_DEVICE,
+                      "the superblock cannot be written (%s)", thin_strerror(result));
+    result = admin_open(pool);
+    if (result == 0)
+        result = limits_load(pool);
+    if (result < 0) {
+        thin_fail(&own, result, "%s", thin_strerror(result));
+        err = &own;
     }
     if (result == 0 && !pool->end->format && catalogue_can_be_owned(pool) &&
         pool_may_change(pool, NULL) == 0) {
@@ -285,6 +287,17 @@ open_catalogue(struct pool *pool, int result, const struct thin_error *err)
     pool->end->wait.txn = commit_last_txn(pool);
     pool->end->wait.flush_data = true;
     commit_join(pool, &pool->end->wait);
+}
+
+static void
+open_catalogue(struct pool *pool, int result, const struct thin_error *err)
+{
+    if (result < 0)
+        open_finish(pool, result, err);
+    else if (pool->end->format || pool_may_change(pool, NULL) < 0)
+        open_settled(pool, 0);
+    else
+        pool_settle(pool, open_settled);
 }
 
 static int

@@ -72,13 +72,24 @@ mark_done(struct metaop *op, int result, const struct thin_error *err)
         commit_want(pool, metadata_txn(pool->md));
 }
 
+static bool
+lacks_needs_check(const struct pool *pool)
+{
+    return pool->wants_check && !pool->marking && pool->metadata_ready &&
+           !(metadata_superblock(pool->md)->flags & SUPERBLOCK_NEEDS_CHECK);
+}
+
 static void
-mark_needs_check(struct pool *pool)
+mark_needs_check(struct pool *pool, int settled)
 {
     struct metaop *op = &pool->end->op;
 
-    if (!pool->wants_check || pool->marking || !pool->metadata_ready ||
-        (metadata_superblock(pool->md)->flags & SUPERBLOCK_NEEDS_CHECK))
+    if (settled < 0)
+        log_error(
+            "the pool could not be marked as needing a check: the superblock cannot "
+            "be written (%s) pool=%s",
+            thin_strerror(settled), pool->name);
+    if (settled < 0 || !lacks_needs_check(pool))
         return;
     pool->marking = true;
     memset(op, 0, sizeof(*op));
@@ -94,7 +105,8 @@ static void
 rollback_end(struct pool *pool)
 {
     pool->rolling_back = false;
-    mark_needs_check(pool);
+    if (lacks_needs_check(pool))
+        pool_settle(pool, mark_needs_check);
     io_run_starved(pool);
     pool_tell(pool, "rolled-back", pool->why);
     pool_check_idle(pool);
