@@ -135,7 +135,7 @@ route_write(struct file_device *f, struct device_io *io)
     if (ring && io->op == DEVICE_WRITE && file_is_aligned(f, io))
         send_ring(f, io);
     else if (f->way == DEVICE_WAY_AUTO && !f->direct && io->len < FILE_LARGE_BYTES &&
-             !f->crowded && f->dirty_bytes < FILE_INLINE_DIRTY_MAX &&
+             !f->crowded && f->nr_space == 0 && f->dirty_bytes < FILE_INLINE_DIRTY_MAX &&
              needs_no_read(f, io))
         run_inline(f, io);
     else
@@ -148,6 +148,15 @@ is_written(const struct device_io *io)
     return io->op == DEVICE_WRITE || (io->driver_u32 & FILE_IO_BY_WRITING);
 }
 
+/* These hold the inode's lock while the disk works; a write of the loop would wait for it. */
+static void
+send_space(struct file_device *f, struct device_io *io)
+{
+    io->driver_u32 |= FILE_IO_SPACE;
+    f->nr_space++;
+    file_send_lane(f, FILE_LANE_SPACE, io);
+}
+
 static void
 route(struct file_device *f, struct device_io *io)
 {
@@ -157,8 +166,10 @@ route(struct file_device *f, struct device_io *io)
         route_read(f, io);
     else if (is_written(io))
         route_write(f, io);
+    else if (io->op == DEVICE_FLUSH)
+        file_send_lane(f, FILE_LANE_FLUSH, io);
     else
-        file_send_lane(f, io->op == DEVICE_FLUSH ? FILE_LANE_FLUSH : FILE_LANE_SPACE, io);
+        send_space(f, io);
 }
 
 /* ---- direct writes of a part of a disk block ---------------------------------------------- */
@@ -254,6 +265,10 @@ count_dirty(struct file_device *f, const struct device_io *io)
 void
 file_ended(struct file_device *f, struct device_io *io, int result)
 {
+    if (io->driver_u32 & FILE_IO_SPACE) {
+        io->driver_u32 &= ~FILE_IO_SPACE;
+        f->nr_space--;
+    }
     if (!(io->driver_u32 & FILE_IO_SYNCING)) {
         bool fua = io->flags & DEVICE_FUA;
 

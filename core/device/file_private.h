@@ -74,6 +74,7 @@ struct file_ring;
 /* device_io.driver_u32: what this driver remembers of a request. */
 #define FILE_IO_BY_WRITING 1u /* WRITE_ZEROES done as a write of zeros */
 #define FILE_IO_SYNCING    2u /* the write is done, it waits for its flush */
+#define FILE_IO_SPACE      4u /* counted in nr_space */
 
 struct file_device {
     struct device base;
@@ -89,7 +90,8 @@ struct file_device {
     /* Written buffered since the last writeback began: how much, and between where. */
     uint64_t dirty_bytes, dirty_begin, dirty_end;
     bool writeback_running;
-    bool crowded; /* the kernel would soon make writers wait */
+    bool crowded;      /* the kernel would soon make writers wait */
+    unsigned nr_space; /* requests of FILE_LANE_SPACE; they hold the inode's lock */
     struct file_bounce bounce;
     struct file_ring *ring;
     bool ring_refused;

@@ -9,6 +9,7 @@
 #include <string.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -502,6 +503,19 @@ START_TEST(a_failed_flush_never_becomes_a_success)
 }
 END_TEST
 
+/* In place of the C library's, here and in the driver: waits while `gate` names a pipe. */
+static int gate = -1;
+
+int
+fallocate(int fd, int mode, off_t offset, off_t len)
+{
+    char byte;
+
+    if (gate >= 0 && read(gate, &byte, 1) < 0)
+        return -1;
+    return (int)syscall(SYS_fallocate, fd, mode, offset, len);
+}
+
 static unsigned nr_done;
 
 static void
@@ -511,6 +525,40 @@ count_done(struct device_io *io, int result)
     ck_assert_int_eq(result, 0);
     nr_done++;
 }
+
+/* Punching a hole into a file on a slow disk held the inode's lock for a second, and the
+   loop in a small write with it. */
+START_TEST(while_space_is_given_back_no_write_is_the_loops)
+{
+    static char buf[4096];
+    struct iovec iov = {buf, sizeof(buf)};
+    struct device_io hole = {
+        .op = DEVICE_DISCARD, .offset = 512 << 10, .len = 65536, .done = count_done};
+    struct device_io io = {.op = DEVICE_WRITE,
+                           .len = sizeof(buf),
+                           .iov = &iov,
+                           .nr_iov = 1,
+                           .done = count_done};
+    struct device *dev = make();
+    int fds[2];
+
+    nr_done = 0;
+    ck_assert_int_eq(device_write_wait(dev, 0, buf, sizeof(buf), 0), 0);
+    ck_assert_int_eq(pipe(fds), 0);
+    gate = fds[0];
+    device_submit(dev, &hole);
+    device_submit(dev, &io);
+    ck_assert_uint_eq(inside(dev)->lanes[FILE_LANE_WRITE].nr_threads, 1);
+    ck_assert_int_eq(write(fds[1], "", 1), 1);
+    close(fds[1]); /* and none waits any more */
+    while (nr_done < 2)
+        ck_assert_int_eq(loop_run_once(loop), 0);
+    ck_assert_uint_eq(inside(dev)->nr_space, 0);
+    device_close_wait(dev);
+    gate = -1;
+    close(fds[0]);
+}
+END_TEST
 
 START_TEST(more_requests_than_the_ring_holds_all_end)
 {
@@ -592,6 +640,7 @@ main(void)
     tcase_add_test(tc, a_file_cut_short_under_us_is_an_error);
     tcase_add_test(tc, a_write_past_a_limit_fails_and_names_it);
     tcase_add_test(tc, a_failed_flush_never_becomes_a_success);
+    tcase_add_test(tc, while_space_is_given_back_no_write_is_the_loops);
     tcase_add_test(tc, more_requests_than_the_ring_holds_all_end);
     tcase_add_test(tc, many_buffered_writes_start_writeback_and_all_end);
     suite_add_tcase(s, tc);
