@@ -34,6 +34,8 @@
     X(INCARNATION_KEPT, "a roll-back leaves the incarnation as it was")                  \
     X(NOT_FENCED, "a roll-back does not fence who may have lost writes")                 \
     X(NEIGHBOUR_TORN, "a write does not wait for one that patches a part of its sector") \
+    X(ORIGIN_SHOWS, "a discard unmaps blocks that an external origin stands behind")     \
+    X(ORIGIN_FORGOTTEN, "a block's first write takes nothing from the external origin")  \
     X(CLEAN_KEPT, "a pool in use still says that it was closed in good order")           \
     X(STABLE_TOO_EARLY, "a write that ends during a roll-back counts as stable")
 

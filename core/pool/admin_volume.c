@@ -232,7 +232,8 @@ resize_applied(struct admin_job *job)
     struct volume_core *core = volume_core_find(job->pool, job->dev_id);
 
     if (core) {
-        core->origin_size = min_u64(core->origin_size, job->value);
+        if (job->value < core->size)
+            core->origin_size = min_u64(core->origin_size, job->value);
         volume_core_set_size(core, job->value);
     }
     limits_follow(job->pool, job->dev_id, job->reserve, false);
@@ -290,16 +291,18 @@ tail_opened(void *arg, struct volume *volume, int result, const struct thin_erro
 {
     struct shrink_tail *tail = arg;
     struct admin_job *job = tail->job;
-    uint64_t end, size;
+    uint64_t bs = job->pool->block_size, end, size;
 
     if (result < 0) {
         tail_end(tail, result, err);
         return;
     }
-    size = volume_size(volume);
-    end = min_u64(size, round_up_u64(job->value, job->pool->block_size));
+    /* Also beyond the old end: an external origin's data may stand there. */
+    size = round_up_u64(volume_size(volume), bs);
+    end = min_u64(size, round_up_u64(job->value, bs));
     tail->volume = volume;
     tail->io.op = VOLUME_WRITE_ZEROES;
+    tail->io.flags = IO_LAST_BLOCK;
     tail->io.offset = min_u64(job->value, end);
     tail->io.len = end - tail->io.offset;
     tail->io.done = tail_zeroed;

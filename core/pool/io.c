@@ -268,6 +268,8 @@ kept_below(const struct volume_io *io, uint64_t begin, uint64_t end)
 {
     const struct volume_core *core = io->volume->core;
 
+    if (seeded_bug(SEEDED_ORIGIN_SHOWS))
+        return begin;
     return min_u64(
         end, max_u64(begin, round_up_u64(core->origin_size, core->pool->block_size)));
 }
@@ -541,11 +543,15 @@ io_direct(struct volume_io *io)
 static int
 io_judge(const struct volume *volume, const struct volume_io *io)
 {
+    uint64_t size = volume->core ? volume->core->size : 0;
+
     if (volume->fenced)
         return volume->fenced;
     if (io->op == VOLUME_FLUSH)
         return 0;
-    if (!range_inside(io->offset, io->len, volume->core->size))
+    if (io->flags & IO_LAST_BLOCK)
+        size = round_up_u64(size, volume->block_size);
+    if (!range_inside(io->offset, io->len, size))
         return -THIN_E_RANGE;
     if ((io->op == VOLUME_READ || io->op == VOLUME_WRITE) && io->len > POOL_IO_BYTES_MAX)
         return -THIN_E_LIMIT;

@@ -299,6 +299,9 @@ void frag_submit(struct volume_frag *frag, enum device_op op, unsigned flags,
     16u               /* io_advance is at work: a fragment that ends leaves it to that */
 #define IO_TAIL   32u /* the last wait (flush, FUA) was begun */
 #define IO_PIECES 64u /* its pieces of blocks were noted */
+/* In volume_io.flags, of requests of the engine's own: they may go on to the end of the
+   volume's last block. */
+#define IO_LAST_BLOCK (1u << 31)
 
 void io_advance(struct volume_io *io);
 void io_finish(struct volume_io *io, int result);

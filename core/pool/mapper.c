@@ -339,7 +339,8 @@ place(struct volume_frag *frag)
     }
     frag->claim.nr = (unsigned)div_up_u64(in_block + len, pool->block_size);
     if (len < pool->block_size &&
-        (slot_mapped(slot) || origin_backs(frag->core, v * pool->block_size))) {
+        (slot_mapped(slot) || (origin_backs(frag->core, v * pool->block_size) &&
+                               !seeded_bug(SEEDED_ORIGIN_FORGOTTEN)))) {
         frag->old_value = slot;
         copier_start(frag);
     } else {

@@ -57,6 +57,7 @@ faults_end(struct run *run)
 
     for (unsigned i = 0; i < 2; i++)
         p[i]->read_error_ppm = p[i]->write_error_ppm = p[i]->flush_error_ppm = 0;
+    run->sim.origin_faults_ppm = 0;
     crash_disk_fail_nth(run->data, 0, 0, 0);
     crash_disk_fail_nth(run->meta, 0, 0, 0);
 }
@@ -72,6 +73,8 @@ faults_begin(struct run *run)
     unsigned mask;
 
     run->sim.faulty = true;
+    if (random_below(rng, 5) == 0)
+        run->sim.origin_faults_ppm = 100000;
     switch (random_below(rng, 6)) {
     case 0:
         p->read_error_ppm = 20000;

@@ -172,6 +172,8 @@ fill(struct sim *sim, struct sim_change *c)
     case SIM_CREATE:
         draw_name(sim, c->names[0]);
         c->value = draw_size(sim);
+        if (random_below(&sim->rng, 100) < sim->mix.origin)
+            c->origin_size = sim->origin_size;
         break;
     case SIM_RENAME:
         draw_name(sim, c->names[0]);
@@ -225,6 +227,8 @@ submit(struct sim *sim, const struct sim_change *c, const char *name, bool reser
     }
     switch (c->kind) {
     case SIM_CREATE:
+        if (c->origin_size > 0)
+            spec.origin = "sim:origin";
         pool_volume_create(sim->pool, &spec, done);
         break;
     case SIM_SNAPSHOT:

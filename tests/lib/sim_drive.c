@@ -116,6 +116,7 @@ sim_init(struct sim *sim, uint64_t seed)
     x->part = maybe(sim, 2, 5, 40);
     x->fua = maybe(sim, 3, 5, 30);
     x->hot = maybe(sim, 2, 20, 80);
+    x->origin = maybe(sim, 2, 10, 70);
     x->changes = some(sim, 20, 120);
     x->change[SIM_CREATE] = some(sim, 3, 15);
     x->change[SIM_SNAPSHOT] = maybe(sim, 6, 10, 40);
@@ -127,6 +128,7 @@ sim_init(struct sim *sim, uint64_t seed)
     x->change[SIM_PROTECT] = maybe(sim, 3, 1, 4);
     x->grow = maybe(sim, 2, 3, 15);
     x->snap_metadata = maybe(sim, 4, 3, 15);
+    sim->origin_size = 512 * some(sim, 1, SIM_SIZE_MAX / 512 - 1);
     sim->hot_at = random_below(&sim->rng, SIM_SIZE_MAX / 8) * 8;
 }
 
@@ -209,6 +211,8 @@ sim_open_begin(struct sim *sim, struct device *data, struct device *metadata, bo
     params.data_block_sectors = SIM_BLOCK / 512;
     params.format = format;
     params.leaf_max = params.internal_max = 6;
+    params.origin_open = sim_origin_open;
+    params.origin_open_arg = sim;
     params.event = event;
     params.event_arg = sim;
     sim->pool = NULL;
@@ -310,6 +314,7 @@ sim_abandon(struct sim *sim)
     pool_close(sim->pool, true, done);
     sim_wait_call(sim, "closing the pool by force");
     sim->pool = NULL;
+    sim_origin_closed(sim);
     if (sim->ops_in_flight || sim->changes_in_flight)
         sim_die(sim, "the pool is closed, %u requests and %u changes were never answered",
                 sim->ops_in_flight, sim->changes_in_flight);
@@ -331,6 +336,7 @@ sim_close(struct sim *sim)
     pool_close(sim->pool, false, done);
     sim_wait_call(sim, "closing the pool");
     sim->pool = NULL;
+    sim_origin_closed(sim);
     if (sim->call_result == 0 && !sim->rolled_back) {
         sim_model_apply(&sim->model, &ev);
         /* One that was only looked at may stay as it was found. */
@@ -450,20 +456,12 @@ whole_read_done(struct volume_io *io, int result)
     w->result = result;
 }
 
-static void
-read_whole(struct sim *sim, unsigned slot, unsigned char *bytes)
+static int
+read_all(struct sim *sim, unsigned slot, unsigned char *bytes)
 {
     const struct sim_volume *v = &sim->model.volumes[slot];
-    struct sim_client *client = &sim->clients[slot];
     struct whole_read w;
 
-    sim_client_open(sim, slot);
-    wait_opened(sim, slot);
-    if (!client->volume)
-        sim_die(sim, "volume %s does not open", v->now.name);
-    if (volume_size(client->volume) != v->now.size)
-        sim_die(sim, "volume %s has %" PRIu64 " bytes, not %" PRIu64, v->now.name,
-                volume_size(client->volume), v->now.size);
     memset(&w, 0, sizeof(w));
     w.iov.iov_base = bytes;
     w.iov.iov_len = v->now.size;
@@ -472,13 +470,33 @@ read_whole(struct sim *sim, unsigned slot, unsigned char *bytes)
     w.io.iov = &w.iov;
     w.io.nr_iov = 1;
     w.io.done = whole_read_done;
-    volume_submit(client->volume, &w.io);
+    volume_submit(sim->clients[slot].volume, &w.io);
     while (!w.done)
         if (!sim_loop_step(sim->loop))
             sim_die(sim, "reading volume %s has no end", v->now.name);
-    if (w.result < 0)
-        sim_die(sim, "volume %s does not read: %s", v->now.name,
-                thin_error_name(w.result));
+    return w.result;
+}
+
+static void
+read_whole(struct sim *sim, unsigned slot, unsigned char *bytes)
+{
+    const struct sim_volume *v = &sim->model.volumes[slot];
+    struct sim_client *client = &sim->clients[slot];
+    int r;
+
+    sim_client_open(sim, slot);
+    wait_opened(sim, slot);
+    if (!client->volume)
+        sim_die(sim, "volume %s does not open", v->now.name);
+    if (volume_size(client->volume) != v->now.size)
+        sim_die(sim, "volume %s has %" PRIu64 " bytes, not %" PRIu64, v->now.name,
+                volume_size(client->volume), v->now.size);
+    r = read_all(sim, slot, bytes);
+    /* An origin that has failed is tried again after a while. */
+    if (r == -EIO && sim_origin_wait(sim))
+        r = read_all(sim, slot, bytes);
+    if (r < 0)
+        sim_die(sim, "volume %s does not read: %s", v->now.name, thin_error_name(r));
 }
 
 static unsigned char whole[SIM_SIZE_MAX];

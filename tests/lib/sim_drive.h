@@ -29,6 +29,7 @@ struct sim_mix {
     unsigned whole;   /* of 100: requests in whole blocks */
     unsigned part;    /* of 100: requests that begin or end inside a sector */
     unsigned fua;     /* of 100 */
+    unsigned origin;  /* of 100: new volumes over an external origin */
     unsigned changes; /* of 1000 turns */
     unsigned change[SIM_CHANGE_KINDS]; /* weights */
     unsigned grow, snap_metadata;      /* of 100 changes */
@@ -71,6 +72,10 @@ struct sim {
     uint64_t next_value, next_name;
     uint64_t hot_at;
     uint64_t data_size, data_size_max, metadata_size_max;
+    uint64_t origin_size;       /* bytes of the external origin, which never changes */
+    uint32_t origin_faults_ppm; /* openings and reads of it that fail */
+    uint64_t origin_failed_ns;  /* 0: never */
+    unsigned nr_origin_devices;
     struct { /* the last answer given while the pool said `change` */
         uint64_t change, at;
     } marks[SIM_MARKS];
@@ -129,6 +134,13 @@ void sim_change_start(struct sim *sim);
 void sim_pin_turn(struct sim *sim);
 /* Before the pool is closed or given up. */
 void sim_pin_end(struct sim *sim);
+/* The external origin, as pool_params wants it; `arg` is the sim. (sim_origin.c) */
+void sim_origin_open(void *arg, struct thin_loop *loop, const char *uri,
+                     pool_origin_opened_fn opened, void *opened_arg);
+/* True after it failed a short time ago, and is up again: the pool tries it anew. */
+bool sim_origin_wait(struct sim *sim);
+/* The pool is closed, so nobody may have it open. */
+void sim_origin_closed(struct sim *sim);
 void sim_client_open(struct sim *sim, unsigned slot);
 void sim_client_close(struct sim *sim, unsigned slot);
 /* Writes beyond this are not made: the smaller size while one changes. */

@@ -41,9 +41,10 @@ reserve(struct sim_extents *x, unsigned nr)
 }
 
 void
-sim_extents_init(struct sim_extents *x, uint64_t size)
+sim_extents_init(struct sim_extents *x, uint64_t size, uint64_t origin)
 {
     memset(x, 0, sizeof(*x));
+    x->origin = origin;
     sim_extents_resize(x, size);
 }
 
@@ -62,6 +63,7 @@ sim_extents_copy(struct sim_extents *to, const struct sim_extents *from)
         memcpy(to->e, from->e, from->nr * sizeof(*from->e));
     to->nr = from->nr;
     to->size = from->size;
+    to->origin = from->origin;
 }
 
 /* The extent that holds `at`, or x->nr. */
@@ -97,21 +99,39 @@ split(struct sim_extents *x, uint64_t at)
     return i + 1;
 }
 
+static void
+add_new(struct sim_extents *x, uint64_t size, uint64_t value)
+{
+    struct sim_extent *e;
+
+    if (size <= x->size)
+        return;
+    reserve(x, x->nr + 1);
+    e = &x->e[x->nr++];
+    memset(e, 0, sizeof(*e));
+    e->begin = x->size;
+    e->end = size;
+    e->nr = 1;
+    e->c[0].value = value;
+    e->c[0].ok = true;
+    x->size = size;
+}
+
 void
 sim_extents_resize(struct sim_extents *x, uint64_t size)
 {
-    if (size < x->size)
+    if (size < x->size) {
         x->nr = split(x, size);
-    if (size > x->size) {
-        reserve(x, x->nr + 1);
-        memset(&x->e[x->nr], 0, sizeof(*x->e));
-        x->e[x->nr].begin = x->size;
-        x->e[x->nr].end = size;
-        x->e[x->nr].nr = 1;
-        x->e[x->nr].c[0].ok = true;
-        x->nr++;
+        x->size = size;
+        x->origin = min_u64(x->origin, size);
     }
-    x->size = size;
+    if (x->size < min_u64(size, x->origin) && x->size % SIM_BLOCK > 0) {
+        add_new(x, min_u64(min_u64(size, x->origin), round_up_u64(x->size, SIM_BLOCK)),
+                SIM_ORIGIN);
+        x->e[x->nr - 1].c[x->e[x->nr - 1].nr++] = (struct sim_candidate){.ok = false};
+    }
+    add_new(x, min_u64(size, x->origin), SIM_ORIGIN);
+    add_new(x, size, 0);
 }
 
 /* ---- writes ------------------------------------------------------------------------------ */
@@ -372,6 +392,7 @@ rebuild(struct sim_extents *x, const unsigned char *bytes,
         }
     }
     to.size = x->size;
+    to.origin = x->origin;
     free(x->e);
     *x = to;
 }

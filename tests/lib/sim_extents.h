@@ -14,8 +14,10 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#define SIM_BLOCK      65536u
 #define SIM_CANDIDATES 8u
 #define SIM_NEVER      UINT64_MAX
+#define SIM_ORIGIN     0x0f0f0f0f0f0full /* the value of all that an external origin holds */
 
 struct sim_candidate {
     uint64_t value;
@@ -35,14 +37,16 @@ struct sim_extents {
     struct sim_extent *e;
     unsigned nr, room;
     uint64_t size;
+    uint64_t origin; /* bytes that an external origin backs, also beyond the size */
 };
 
-/* All zeros. */
-void sim_extents_init(struct sim_extents *x, uint64_t size);
+/* All zeros, behind the first `origin` bytes: there stands the pattern of SIM_ORIGIN. */
+void sim_extents_init(struct sim_extents *x, uint64_t size, uint64_t origin);
 void sim_extents_fini(struct sim_extents *x);
 /* `to` is zeroed memory or was in use. */
 void sim_extents_copy(struct sim_extents *to, const struct sim_extents *from);
-/* Growth adds zeros, shrinking cuts off. */
+/* Growth adds what the origin has there (in the block of the old end that may have turned
+   to zeros), and zeros; shrinking cuts off, the origin too. */
 void sim_extents_resize(struct sim_extents *x, uint64_t size);
 
 /* True if one more write can be remembered in all of the range. */

@@ -117,6 +117,7 @@ take_contents(struct sim_model *m, struct sim_volume *v, unsigned origin)
     v->has_next_x = true;
     v->next_origin = origin;
     v->next.size = from->now.size;
+    v->next.over_origin = from->now.over_origin;
 }
 
 static void
@@ -136,8 +137,9 @@ begin_one(struct sim_model *m, const struct sim_change *c, unsigned i)
             take_contents(m, v, c->origins[i]);
         } else {
             v->next.size = c->value;
+            v->next.over_origin = c->origin_size > 0;
             sim_extents_fini(&v->next_x);
-            sim_extents_init(&v->next_x, c->value);
+            sim_extents_init(&v->next_x, c->value, c->origin_size);
             v->has_next_x = true;
         }
         break;

@@ -18,7 +18,6 @@
 #define SIM_CHANGES     4u /* that may be open at a time */
 #define SIM_GROUP       3u
 #define SIM_NAME_BYTES  16u
-#define SIM_BLOCK       65536u
 #define SIM_SIZE_MAX    (6u * SIM_BLOCK)
 #define SIM_SLOT_NONE   SIM_VOLUMES
 #define SIM_CHANGE_NONE SIM_CHANGES
@@ -41,6 +40,7 @@ struct sim_change {
     unsigned slots[SIM_GROUP], origins[SIM_GROUP];
     char names[SIM_GROUP][SIM_NAME_BYTES]; /* new ones */
     uint64_t value;                        /* size, epoch, flag */
+    uint64_t origin_size; /* bytes of the external origin of a new one; 0: it has none */
 };
 
 enum sim_outcome { SIM_DONE, SIM_REFUSED, SIM_UNKNOWN };
@@ -69,6 +69,7 @@ struct sim_state {
     char name[SIM_NAME_BYTES];
     uint64_t size, epoch;
     bool is_protected;
+    bool over_origin; /* it, or what it was taken of, was made over an external origin */
 };
 
 struct sim_volume {

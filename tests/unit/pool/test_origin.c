@@ -435,6 +435,28 @@ START_TEST(a_volume_that_shrank_and_grew_shows_zeros_there)
 }
 END_TEST
 
+/* Its last block holds what the origin has behind the old end, which nobody saw. */
+START_TEST(a_volume_of_a_part_of_a_block_that_shrank_and_grew_shows_zeros_there)
+{
+    const struct volume_spec spec = {
+        .name = "part", .size = 4 * RIG_BLOCK + 8 * 512, .origin = "/images/base"};
+    struct volume *part;
+
+    rig_ok(pool_volume_create(rig.pool, &spec, RIG_DONE));
+    part = rig_open_volume("part");
+    memset(buf, 1, 512);
+    ck_assert_int_eq(rig_io(part, VOLUME_WRITE, 4 * RIG_BLOCK, 512, buf, 0), 0);
+    volume_close(part);
+    rig_ok(pool_volume_resize(rig.pool, "part", 4 * RIG_BLOCK + 1024, true, RIG_DONE));
+    rig_ok(pool_volume_resize(rig.pool, "part", VOL_SIZE, false, RIG_DONE));
+    part = rig_open_volume("part");
+    memset(model + 4 * RIG_BLOCK, 1, 512);
+    memset(model + 4 * RIG_BLOCK + 1024, 0, VOL_SIZE - 4 * RIG_BLOCK - 1024);
+    check_all(part);
+    volume_close(part);
+}
+END_TEST
+
 START_TEST(an_origin_larger_than_the_volume_shows_as_it_grows)
 {
     volume_close(vol);
@@ -447,6 +469,12 @@ START_TEST(an_origin_larger_than_the_volume_shows_as_it_grows)
     rig_ok(pool_volume_resize(rig.pool, "vol", 2 * VOL_SIZE, false, RIG_DONE));
     ck_assert_int_eq(rig_io(vol, VOLUME_READ, VOL_SIZE, VOL_SIZE, buf, 0), 0);
     ck_assert_int_eq(memcmp(buf, origin_bytes + VOL_SIZE, VOL_SIZE), 0);
+    /* And once more, as an open volume. */
+    rig_ok(pool_volume_resize(rig.pool, "vol", ORIGIN_MAX, false, RIG_DONE));
+    ck_assert_int_eq(
+        rig_io(vol, VOLUME_READ, 2 * VOL_SIZE, ORIGIN_MAX - 2 * VOL_SIZE, buf, 0), 0);
+    ck_assert_int_eq(memcmp(buf, origin_bytes + 2 * VOL_SIZE, ORIGIN_MAX - 2 * VOL_SIZE),
+                     0);
 }
 END_TEST
 
@@ -575,6 +603,8 @@ main(void)
     tcase_add_test(tcase, an_origin_that_breaks_off_fails_what_needs_it_and_heals);
     tcase_add_test(tcase, an_origin_that_is_not_there_makes_no_volume);
     tcase_add_test(tcase, a_volume_that_shrank_and_grew_shows_zeros_there);
+    tcase_add_test(tcase,
+                   a_volume_of_a_part_of_a_block_that_shrank_and_grew_shows_zeros_there);
     tcase_add_test(tcase, an_origin_larger_than_the_volume_shows_as_it_grows);
     tcase_add_test(tcase, a_pool_closes_while_its_origin_opens);
     tcase_add_test(tcase, random_requests_give_what_the_model_says);
