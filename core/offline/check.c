@@ -564,6 +564,9 @@ check_trees(struct trees *t, struct thin_error *err)
             r = name_affected(t);
         if (r < 0)
             return thin_fail_code(err, r, "walk the mapping trees");
+        r = check_sweep_settle(c, err);
+        if (r < 0)
+            return r;
     }
     if (!c->opts->metadata_snap)
         compare_ids(t, LIVE, !details_damaged, !top_damaged);
@@ -585,7 +588,11 @@ check_all(struct check *c, struct thin_error *err)
     c->walk.lax = c->opts->ignore_non_fatal;
     if (counts_inc(&c->walk.refs, SUPERBLOCK_LOCATION) < 0)
         return thin_fail_code(err, -ENOMEM, "check");
-    r = check_trees(&t, err);
+    /* The held snapshot and a look without mappings need a part of it only. */
+    if (!c->opts->metadata_snap && !c->opts->skip_mappings)
+        r = check_sweep(c, c->res->sb.metadata_sm.bitmap_root, err);
+    if (r >= 0)
+        r = check_trees(&t, err);
     free(t.devices);
     free(t.details);
     /* The held snapshot has no space maps of its own. */
@@ -607,7 +614,6 @@ check_run(struct meta_source *src, const struct check_options *opts, struct repo
           struct check_result *ret, struct thin_error *err)
 {
     struct check c = {.src = src, .opts = opts, .rep = rep, .res = ret};
-    struct source_prefetch *ahead = NULL;
     int r;
 
     memset(ret, 0, sizeof(*ret));
@@ -619,12 +625,8 @@ check_run(struct meta_source *src, const struct check_options *opts, struct repo
                      opts->metadata_snap ? 0
                                          : min_u64(ret->sb.metadata_sm.nr_allocated,
                                                    ret->metadata_blocks));
-    /* The held snapshot and a look without mappings need a part of it only. */
-    if (!opts->metadata_snap && !opts->skip_mappings)
-        ahead =
-            check_prefetch(src, ret->sb.metadata_sm.bitmap_root, ret->metadata_blocks);
     r = check_all(&c, err);
-    prefetch_end(ahead);
+    check_sweep_fini(&c);
     /* The counts outlive the walk: repairs are made of them. */
     ret->refs = c.walk.refs;
     memset(&c.walk.refs, 0, sizeof(c.walk.refs));

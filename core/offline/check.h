@@ -12,7 +12,6 @@
 
 #include "core/offline/counts.h"
 #include "core/offline/report.h"
-#include "core/offline/source_prefetch.h"
 #include "core/offline/walk.h"
 #include "core/ondisk/superblock.h"
 
@@ -75,11 +74,22 @@ struct check {
     uint64_t nr_ahead;
     mblock_t first_ahead; /* node */
     uint32_t time_ahead;  /* the greatest */
+    size_t room_known;    /* of walk.known */
 };
 
-/* Starts to bring what is in use into the page cache, if it is not there. May be NULL. */
-struct source_prefetch *check_prefetch(struct meta_source *src, mblock_t index_block,
-                                       mblock_t nr_blocks);
+/*
+ * Where the blocks are not in memory: reads all that are in use in the order of the disk,
+ * before anybody knows their places, and counts the data blocks of what looks like a leaf
+ * of mappings without fault; the walk then has only their places to judge. Others are kept
+ * aside as far as there is room. check_sweep_settle, after the walk of the mappings, takes
+ * back what was counted of leaves that it did not come to.
+ *
+ *   index_block  of the metadata space map: what is in use, a hint and never believed
+ */
+int check_sweep(struct check *c, mblock_t index_block, struct thin_error *err);
+int check_sweep_settle(struct check *c, struct thin_error *err);
+/* Frees what a sweep made; also where none was made. */
+void check_sweep_fini(struct check *c);
 
 /* Both walk their own trees and compare with the counts of the walk so far. */
 int check_data_space_map(struct check *c);

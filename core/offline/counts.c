@@ -2,12 +2,51 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include "core/base/assert.h"
+
+/* One huge page, where the kernel gives it: the pages of a large table would otherwise
+   cost as much as the counting. */
+#define SLAB_BYTES  ((size_t)2 << 20)
+#define SLAB_CHUNKS 128u
+
+struct count_slab {
+    struct count_slab *next;
+    uint32_t nr_used;
+    struct count_chunk chunks[SLAB_CHUNKS];
+};
+_Static_assert(sizeof(struct count_slab) <= SLAB_BYTES, "a slab fits in its bytes");
+
+static bool
+uses_slabs(const struct counts *c)
+{
+    return c->nr_chunks >= SLAB_CHUNKS;
+}
+
+/* All zero, or NULL. */
+static struct count_chunk *
+new_chunk(struct counts *c)
+{
+    if (!uses_slabs(c))
+        return calloc(1, sizeof(struct count_chunk));
+    if (!c->slabs || c->slabs->nr_used == SLAB_CHUNKS) {
+        struct count_slab *slab = mmap(NULL, SLAB_BYTES, PROT_READ | PROT_WRITE,
+                                       MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+        if (slab == MAP_FAILED)
+            return NULL;
+        (void)madvise(slab, SLAB_BYTES, MADV_HUGEPAGE);
+        slab->next = c->slabs;
+        c->slabs = slab;
+    }
+    return &c->slabs->chunks[c->slabs->nr_used++];
+}
 
 int
 counts_init(struct counts *c, uint64_t nr)
 {
+    c->slabs = NULL;
     c->nr = nr;
     c->nr_chunks = nr / BITMAP_ENTRIES + 1;
     c->chunk = calloc(c->nr_chunks, sizeof(struct count_chunk *));
@@ -22,17 +61,25 @@ counts_fini(struct counts *c)
     for (uint64_t k = 0; k < c->nr_chunks; k++)
         if (c->chunk[k]) {
             free(c->chunk[k]->carry);
-            free(c->chunk[k]);
+            if (!uses_slabs(c))
+                free(c->chunk[k]);
         }
+    while (c->slabs) {
+        struct count_slab *slab = c->slabs;
+
+        c->slabs = slab->next;
+        munmap(slab, SLAB_BYTES);
+    }
     free(c->chunk);
     c->chunk = NULL;
 }
 
 static int
-copy_chunk(struct count_chunk **to, const struct count_chunk *from)
+copy_chunk(struct counts *c, uint64_t k, const struct count_chunk *from)
 {
-    *to = calloc(1, sizeof(**to));
-    if (!*to)
+    struct count_chunk **to = &c->chunk[k];
+
+    if (!counts_touch(c, k))
         return -ENOMEM;
     memcpy((*to)->low, from->low, sizeof(from->low));
     if (!from->carry)
@@ -51,7 +98,7 @@ counts_copy(struct counts *to, const struct counts *from)
 
     for (uint64_t k = 0; k < from->nr_chunks && r >= 0; k++)
         if (from->chunk[k])
-            r = copy_chunk(&to->chunk[k], from->chunk[k]);
+            r = copy_chunk(to, k, from->chunk[k]);
     return r;
 }
 
@@ -59,7 +106,7 @@ struct count_chunk *
 counts_touch(struct counts *c, uint64_t k)
 {
     if (!c->chunk[k])
-        c->chunk[k] = calloc(1, sizeof(struct count_chunk));
+        c->chunk[k] = new_chunk(c);
     return c->chunk[k];
 }
 

@@ -18,10 +18,12 @@ struct count_chunk {
     uint8_t low[BITMAP_ENTRIES];
 };
 
+struct count_slab;
 struct counts {
     uint64_t nr; /* blocks 0 .. nr - 1 */
     uint64_t nr_chunks;
     struct count_chunk **chunk;
+    struct count_slab *slabs; /* what the chunks of a large table are cut from */
 };
 
 /* All zero. -ENOMEM. */

@@ -6,7 +6,7 @@
 #include <string.h>
 
 #include "core/base/checked.h"
-#include "core/offline/source_ahead.h"
+#include "core/offline/source_sweep.h"
 
 int
 source_open_ops(const struct source_ops *ops, void *arg, uint64_t size_bytes,
@@ -35,6 +35,7 @@ source_close(struct meta_source *src)
 {
     if (!src)
         return;
+    aside_free(src->aside);
     ahead_destroy(src->ahead);
     if (src->ops->close)
         src->ops->close(src->arg);
@@ -42,9 +43,21 @@ source_close(struct meta_source *src)
     free(src);
 }
 
+/* Into the aligned piece. */
+static int
+timed_read(struct meta_source *src, uint64_t offset, size_t len_bytes)
+{
+    uint64_t begin = ahead_now_us();
+    int r = src->ops->read(src->arg, offset, src->piece, len_bytes);
+
+    src->slow = ahead_is_slow(ahead_now_us() - begin, len_bytes / METADATA_BLOCK_SIZE);
+    return r;
+}
+
 int
 source_read(struct meta_source *src, mblock_t b, void *buf, struct thin_error *err)
 {
+    const uint8_t *aside;
     int r;
 
     if (b >= src->nr_blocks)
@@ -52,9 +65,14 @@ source_read(struct meta_source *src, mblock_t b, void *buf, struct thin_error *e
                          "metadata block %" PRIu64 " is beyond the device's %" PRIu64
                          " blocks",
                          b, src->nr_blocks);
+    aside = aside_find(src->aside, b);
+    if (aside) {
+        src->nr_read++;
+        memcpy(buf, aside, METADATA_BLOCK_SIZE);
+        return 0;
+    }
     /* Through the aligned piece: the caller's buffer need not suit O_DIRECT. */
-    r = src->ops->read(src->arg, b * METADATA_BLOCK_SIZE, src->piece,
-                       METADATA_BLOCK_SIZE);
+    r = timed_read(src, b * METADATA_BLOCK_SIZE, METADATA_BLOCK_SIZE);
     if (r < 0) {
         src->nr_unreadable++;
         return thin_fail_code(err, r, "read metadata block %" PRIu64, b);
@@ -119,23 +137,23 @@ read_singly(const struct row *row, size_t first, size_t nr)
 }
 
 static int
-read_here(const struct row *row, size_t nr)
+read_here(const struct row *row, size_t first, size_t end)
 {
     struct meta_source *src = row->src;
     const mblock_t *sorted = row->sorted;
     size_t n;
 
-    for (size_t i = 0; i < nr; i += n) {
+    for (size_t i = first; i < end; i += n) {
         uint64_t len;
         int r;
 
-        n = piece_length(sorted + i, nr - i, SOURCE_PIECE_BLOCKS);
+        n = piece_length(sorted + i, end - i, SOURCE_PIECE_BLOCKS);
         len = sorted[i + n - 1] - sorted[i] + 1;
         r = source_tick(src, NULL, 0, 0);
         if (r < 0)
             return r;
-        r = src->ops->read(src->arg, sorted[i] * METADATA_BLOCK_SIZE, src->piece,
-                           (size_t)len * METADATA_BLOCK_SIZE);
+        r = timed_read(src, sorted[i] * METADATA_BLOCK_SIZE,
+                       (size_t)len * METADATA_BLOCK_SIZE);
         if (r < 0) {
             r = read_singly(row, i, n);
             if (r)
@@ -173,17 +191,17 @@ see_piece(const struct row *row, size_t first, const struct ahead_piece *p)
 }
 
 static int
-read_ahead(const struct row *row, size_t nr)
+read_ahead(const struct row *row, size_t first, size_t end)
 {
     struct source_ahead *a = row->src->ahead;
-    size_t asked = 0, first = 0;
+    size_t asked = first;
     int r = 0;
 
-    while (first < nr && r == 0) {
+    while (first < end && r == 0) {
         const struct ahead_piece *p;
 
-        while (asked < nr && ahead_has_room(a)) {
-            size_t n = piece_length(row->sorted + asked, nr - asked, AHEAD_PIECE_BLOCKS);
+        while (asked < end && ahead_has_room(a)) {
+            size_t n = piece_length(row->sorted + asked, end - asked, AHEAD_PIECE_BLOCKS);
 
             ahead_ask(a, row->sorted + asked, n, row->kind);
             asked += n;
@@ -194,7 +212,42 @@ read_ahead(const struct row *row, size_t nr)
         ahead_release(a);
     }
     ahead_drop(a);
+    row->src->slow = ahead_was_slow(a);
     return r;
+}
+
+/* The blocks of the row from `first` to before `end`. */
+static int
+read_range(const struct row *row, size_t first, size_t end)
+{
+    struct meta_source *src = row->src;
+
+    if (end - first > 1 && src->ops->any_thread && !src->ahead)
+        (void)ahead_create(src->ops->read, src->arg, AHEAD_PIECES, false, &src->ahead);
+    return end - first > 1 && src->ahead ? read_ahead(row, first, end)
+                                         : read_here(row, first, end);
+}
+
+/* What was kept aside is told of in its turn; all between is read. */
+static int
+read_row(const struct row *row, size_t nr)
+{
+    size_t first = 0;
+    int r = 0;
+
+    for (size_t i = 0; i < nr && r == 0; i++) {
+        const uint8_t *aside = aside_find(row->src->aside, row->sorted[i]);
+
+        if (!aside)
+            continue;
+        if (i > first)
+            r = read_range(row, first, i);
+        first = i + 1;
+        row->src->nr_read++;
+        if (r == 0)
+            r = see_block(row, i, aside);
+    }
+    return r || first == nr ? r : read_range(row, first, nr);
 }
 
 int
@@ -207,9 +260,7 @@ source_read_many(struct meta_source *src, const mblock_t *sorted, size_t nr,
 
     while (inside && sorted[inside - 1] >= src->nr_blocks)
         inside--;
-    if (inside > 1 && src->ops->any_thread && !src->ahead)
-        (void)ahead_create(src->ops, src->arg, &src->ahead);
-    r = inside > 1 && src->ahead ? read_ahead(&row, inside) : read_here(&row, inside);
+    r = src->aside ? read_row(&row, inside) : read_range(&row, 0, inside);
     for (size_t i = inside; i < nr && r == 0; i++)
         r = seen(arg, i, NULL, -THIN_E_RANGE);
     return r;
@@ -218,7 +269,7 @@ source_read_many(struct meta_source *src, const mblock_t *sorted, size_t nr,
 bool
 source_is_slow(const struct meta_source *src)
 {
-    return src->ahead && ahead_was_slow(src->ahead);
+    return src->slow;
 }
 
 int

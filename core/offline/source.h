@@ -25,8 +25,8 @@
 struct source_ops {
     int (*read)(void *arg, uint64_t offset, void *buf, size_t len_bytes);
     bool any_thread; /* several threads may read at once: reads then run ahead */
-    /* Says that a range will be read soon. NULL: there is no cache that would keep it. */
-    void (*will_read)(void *arg, uint64_t offset, size_t len_bytes);
+    /* Of any thread, past a cache that may lie between. NULL: no such way. */
+    int (*read_from_disk)(void *arg, uint64_t offset, void *buf, size_t len_bytes);
     int (*write)(void *arg, uint64_t offset, const void *buf, size_t len_bytes);
     int (*flush)(void *arg);
     void (*close)(void *arg); /* may be NULL */
@@ -40,6 +40,7 @@ struct source_progress {
 };
 
 struct source_ahead;
+struct source_aside;
 struct meta_source {
     const struct source_ops *ops;
     void *arg;
@@ -48,6 +49,8 @@ struct meta_source {
     struct source_progress progress;
     uint8_t *piece;             /* SOURCE_PIECE_BLOCKS, aligned to 4096 */
     struct source_ahead *ahead; /* NULL before the first long row, or for good */
+    struct source_aside *aside; /* of a sweep; NULL: nothing */
+    bool slow;                  /* the last read */
     uint64_t nr_read, nr_unreadable, nr_written;
     /* What reading is for, in words, and how many blocks that may need; NULL: unknown. */
     const char *reading_for;
@@ -92,7 +95,21 @@ typedef int source_seen_fn(void *arg, size_t index, const uint8_t *data, int cod
 int source_read_many(struct meta_source *src, const mblock_t *sorted, size_t nr,
                      enum block_kind kind, source_seen_fn *seen, void *arg);
 
-/* The last row came from a disk rather than from memory, as far as can be told. */
+/*
+ * Reads every block below nr_blocks with a bit in `wanted` (the lowest bit of a byte
+ * first), in order and as fast as the disk gives them, and checks them as `kind`; for a
+ * source whose blocks are not in memory. `seen` gets those that can be read. It says 1 of a
+ * block that it is done with; of one with 0 a copy is kept aside, as far as there is room,
+ * and later reads find it there, until source_forget or close; nothing may be written
+ * before. Negative ends the sweep and is returned. 0 also when it was cut short: where the
+ * source or memory does not allow it, or `seen` is done with less than half of much.
+ */
+typedef int source_swept_fn(void *arg, mblock_t b, const uint8_t *data, int code);
+int source_sweep(struct meta_source *src, const uint8_t *wanted, mblock_t nr_blocks,
+                 enum block_kind kind, source_swept_fn *seen, void *arg);
+void source_forget(struct meta_source *src);
+
+/* The last read came from a disk rather than from memory, as far as can be told. */
 bool source_is_slow(const struct meta_source *src);
 
 int source_write(struct meta_source *src, mblock_t b, const void *buf, size_t nr_blocks,

@@ -1,9 +1,11 @@
 #include "core/offline/source_ahead.h"
 
 #include <errno.h>
+#include <limits.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdlib.h>
+#include <sys/mman.h>
 #include <time.h>
 
 #include "core/base/assert.h"
@@ -12,22 +14,27 @@
 #define SLOW_US           40u
 #define SLOW_PER_64_BLOCK 160u
 
+#define NOBODY    UINT_MAX
+#define HUGE_PAGE ((size_t)2 << 20)
+
 /*
  * A ring by rising numbers:
  *
- *      taken <= begun <= asked <= taken + AHEAD_PIECES
+ *      taken <= begun <= asked <= taken + nr_pieces
  *
  *  below taken   released, or never asked for
  *  below begun   somebody reads it, or has (`done`)
  *  below asked   waits for whoever comes first, a thread or the owner
  */
 struct source_ahead {
-    const struct source_ops *ops;
+    ahead_read_fn *read;
     void *arg;
-    struct ahead_piece pieces[AHEAD_PIECES];
-    bool done[AHEAD_PIECES];
+    unsigned nr_pieces;
+    struct ahead_piece *pieces;
+    bool *done;
     uint64_t taken, begun, asked;
-    bool ending, started;
+    unsigned awaited; /* the piece that the owner waits for, or NOBODY */
+    bool from_disk, ending, started;
     bool slow; /* the last read waited for a disk */
     uint8_t *bytes;
     pthread_mutex_t lock;   /* guards the numbers, `done`, `ending`, `slow` */
@@ -38,8 +45,8 @@ struct source_ahead {
     pthread_t threads[AHEAD_THREADS];
 };
 
-static uint64_t
-now_us(void)
+uint64_t
+ahead_now_us(void)
 {
     struct timespec ts;
 
@@ -47,16 +54,22 @@ now_us(void)
     return (uint64_t)ts.tv_sec * 1000000 + (uint64_t)ts.tv_nsec / 1000;
 }
 
+bool
+ahead_is_slow(uint64_t us, size_t nr_blocks)
+{
+    return us > SLOW_US + SLOW_PER_64_BLOCK * nr_blocks / 64;
+}
+
 static bool
 read_piece(const struct source_ahead *a, struct ahead_piece *p)
 {
     size_t len = (size_t)(p->blocks[p->nr - 1] - p->blocks[0] + 1);
-    uint64_t begin = now_us();
+    uint64_t begin = ahead_now_us();
     bool slow;
 
-    p->code = a->ops->read(a->arg, p->blocks[0] * METADATA_BLOCK_SIZE, p->bytes,
-                           len * METADATA_BLOCK_SIZE);
-    slow = now_us() - begin > SLOW_US + SLOW_PER_64_BLOCK * len / 64;
+    p->code = a->read(a->arg, p->blocks[0] * METADATA_BLOCK_SIZE, p->bytes,
+                      len * METADATA_BLOCK_SIZE);
+    slow = ahead_is_slow(ahead_now_us() - begin, len);
     if (p->code < 0)
         return slow;
     for (size_t i = 0; i < p->nr; i++)
@@ -73,16 +86,28 @@ read_piece(const struct source_ahead *a, struct ahead_piece *p)
 static void
 read_next(struct source_ahead *a)
 {
-    unsigned i = (unsigned)(a->begun++ % AHEAD_PIECES);
+    unsigned i = (unsigned)(a->begun++ % a->nr_pieces);
     bool slow;
 
     pthread_mutex_unlock(&a->lock);
-    slow = read_piece(a, &a->pieces[i]);
+    slow = read_piece(a, &a->pieces[i]) || a->from_disk;
     pthread_mutex_lock(&a->lock);
     a->done[i] = true;
     if (slow && !a->slow && a->begun != a->asked)
         pthread_cond_broadcast(&a->crowded);
     a->slow = slow;
+    if (a->awaited == i)
+        pthread_cond_signal(&a->arrived);
+}
+
+/* With the lock held. */
+static void
+await(struct source_ahead *a, unsigned i)
+{
+    a->awaited = i;
+    while (!a->done[i])
+        pthread_cond_wait(&a->arrived, &a->lock);
+    a->awaited = NOBODY;
 }
 
 /* The first thread: what comes from the page cache needs no more than one. */
@@ -98,7 +123,6 @@ run_first(void *arg)
             continue;
         }
         read_next(a);
-        pthread_cond_signal(&a->arrived);
     }
     pthread_mutex_unlock(&a->lock);
     return NULL;
@@ -116,28 +140,47 @@ run_other(void *arg)
             continue;
         }
         read_next(a);
-        pthread_cond_signal(&a->arrived);
     }
     pthread_mutex_unlock(&a->lock);
     return NULL;
 }
 
+static void
+free_all(struct source_ahead *a)
+{
+    free(a->pieces);
+    free(a->done);
+    free(a->bytes);
+    free(a);
+}
+
 int
-ahead_create(const struct source_ops *ops, void *arg, struct source_ahead **ret)
+ahead_create(ahead_read_fn *read, void *arg, unsigned nr_pieces, bool from_disk,
+             struct source_ahead **ret)
 {
     struct source_ahead *a = calloc(1, sizeof(*a));
     const size_t piece = (size_t)AHEAD_PIECE_BLOCKS * METADATA_BLOCK_SIZE;
 
     if (!a)
         return -ENOMEM;
-    a->ops = ops;
+    a->read = read;
     a->arg = arg;
-    a->bytes = aligned_alloc(METADATA_BLOCK_SIZE, AHEAD_PIECES * piece);
-    if (!a->bytes) {
-        free(a);
+    a->nr_pieces = nr_pieces;
+    a->awaited = NOBODY;
+    a->from_disk = a->slow = from_disk;
+    a->pieces = calloc(nr_pieces, sizeof(*a->pieces));
+    a->done = calloc(nr_pieces, sizeof(*a->done));
+    a->bytes =
+        aligned_alloc(nr_pieces * piece < HUGE_PAGE ? METADATA_BLOCK_SIZE : HUGE_PAGE,
+                      nr_pieces * piece);
+    if (!a->pieces || !a->done || !a->bytes) {
+        free_all(a);
         return -ENOMEM;
     }
-    for (unsigned i = 0; i < AHEAD_PIECES; i++)
+    /* Fewer pages to find for each read past the page cache. */
+    if (from_disk)
+        (void)madvise(a->bytes, nr_pieces * piece, MADV_HUGEPAGE);
+    for (unsigned i = 0; i < nr_pieces; i++)
         a->pieces[i].bytes = a->bytes + i * piece;
     pthread_mutex_init(&a->lock, NULL);
     pthread_cond_init(&a->wanted, NULL);
@@ -163,8 +206,7 @@ ahead_destroy(struct source_ahead *a)
     pthread_cond_destroy(&a->crowded);
     pthread_cond_destroy(&a->arrived);
     pthread_mutex_destroy(&a->lock);
-    free(a->bytes);
-    free(a);
+    free_all(a);
 }
 
 /* Signals are the owner's: who waits for a disk here must not be the one to get them. */
@@ -188,7 +230,7 @@ start(struct source_ahead *a)
 bool
 ahead_has_room(const struct source_ahead *a)
 {
-    return a->asked - a->taken < AHEAD_PIECES;
+    return a->asked - a->taken < a->nr_pieces;
 }
 
 bool
@@ -200,7 +242,7 @@ ahead_is_empty(const struct source_ahead *a)
 void
 ahead_ask(struct source_ahead *a, const mblock_t *blocks, size_t nr, enum block_kind kind)
 {
-    unsigned i = (unsigned)(a->asked % AHEAD_PIECES);
+    unsigned i = (unsigned)(a->asked % a->nr_pieces);
     struct ahead_piece *p = &a->pieces[i];
 
     THIN_ASSERT(ahead_has_room(a) && nr > 0 && nr <= AHEAD_PIECE_BLOCKS);
@@ -221,16 +263,16 @@ ahead_ask(struct source_ahead *a, const mblock_t *blocks, size_t nr, enum block_
 const struct ahead_piece *
 ahead_take(struct source_ahead *a)
 {
-    unsigned i = (unsigned)(a->taken % AHEAD_PIECES);
+    unsigned i = (unsigned)(a->taken % a->nr_pieces);
 
     THIN_ASSERT(!ahead_is_empty(a));
     pthread_mutex_lock(&a->lock);
-    /* Reading one of the next is better than waiting. */
+    /* Reading one of the next is better than waiting, if there is little to wait for. */
     while (!a->done[i]) {
-        if (a->begun != a->asked)
+        if (a->begun != a->asked && !(a->from_disk && a->nr_threads))
             read_next(a);
         else
-            pthread_cond_wait(&a->arrived, &a->lock);
+            await(a, i);
     }
     pthread_mutex_unlock(&a->lock);
     return &a->pieces[i];
@@ -249,8 +291,7 @@ ahead_drop(struct source_ahead *a)
     pthread_mutex_lock(&a->lock);
     a->asked = a->begun;
     for (; a->taken < a->asked; a->taken++)
-        while (!a->done[a->taken % AHEAD_PIECES])
-            pthread_cond_wait(&a->arrived, &a->lock);
+        await(a, (unsigned)(a->taken % a->nr_pieces));
     pthread_mutex_unlock(&a->lock);
 }
 

@@ -14,7 +14,7 @@
 #include "core/offline/source.h"
 
 #define AHEAD_PIECE_BLOCKS 64u /* 256 KiB: enough for a disk, little for a core's cache */
-#define AHEAD_PIECES       16u /* at once: 4 MiB in all */
+#define AHEAD_PIECES       16u /* of a row at once: 4 MiB in all */
 #define AHEAD_THREADS      8u
 
 struct ahead_piece {
@@ -28,9 +28,17 @@ struct ahead_piece {
 
 struct source_ahead;
 
-/* -ENOMEM. Borrows ops and arg. */
-int ahead_create(const struct source_ops *ops, void *arg, struct source_ahead **ret);
-void ahead_destroy(struct source_ahead *a); /* NULL is fine; nothing may be asked for */
+typedef int ahead_read_fn(void *arg, uint64_t offset, void *buf, size_t len_bytes);
+
+/*
+ * -ENOMEM. Room for `nr_pieces` at once. `from_disk`: every read is known to wait for a
+ * disk, so that all threads take part and the owner reads only if there are none; if not,
+ * one thread reads until a read turns out to be slow.
+ */
+int ahead_create(ahead_read_fn *read, void *arg, unsigned nr_pieces, bool from_disk,
+                 struct source_ahead **ret);
+/* NULL is fine. What is asked for and not begun is forgotten. */
+void ahead_destroy(struct source_ahead *a);
 
 bool ahead_has_room(const struct source_ahead *a);
 bool ahead_is_empty(const struct source_ahead *a);
@@ -42,6 +50,10 @@ void ahead_ask(struct source_ahead *a, const mblock_t *blocks, size_t nr,
 /* The oldest piece, read; it lives until ahead_release. Only when not empty. */
 const struct ahead_piece *ahead_take(struct source_ahead *a);
 void ahead_release(struct source_ahead *a);
+
+/* What a read took, in microseconds: that of one that waited for a disk? */
+uint64_t ahead_now_us(void);
+bool ahead_is_slow(uint64_t us, size_t nr_blocks);
 
 /* The last read waited for a disk. Only when empty. */
 bool ahead_was_slow(const struct source_ahead *a);

@@ -2,6 +2,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/fs.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -13,18 +14,18 @@
 
 struct path_source {
     int fd;
-    bool cached; /* by the page cache */
+    bool cached;   /* by the page cache */
+    int direct_fd; /* the same file past it, or -1 */
 };
 
 static int
-path_read(void *arg, uint64_t offset, void *buf, size_t len_bytes)
+read_fd(int fd, uint64_t offset, void *buf, size_t len_bytes)
 {
-    struct path_source *p = arg;
     size_t done = 0;
 
     while (done < len_bytes) {
         ssize_t n =
-            pread(p->fd, (char *)buf + done, len_bytes - done, (off_t)(offset + done));
+            pread(fd, (char *)buf + done, len_bytes - done, (off_t)(offset + done));
 
         if (n < 0 && errno == EINTR)
             continue;
@@ -37,12 +38,23 @@ path_read(void *arg, uint64_t offset, void *buf, size_t len_bytes)
     return 0;
 }
 
-static void
-path_will_read(void *arg, uint64_t offset, size_t len_bytes)
+static int
+path_read(void *arg, uint64_t offset, void *buf, size_t len_bytes)
 {
     struct path_source *p = arg;
 
-    (void)posix_fadvise(p->fd, (off_t)offset, (off_t)len_bytes, POSIX_FADV_WILLNEED);
+    return read_fd(p->fd, offset, buf, len_bytes);
+}
+
+/* Through the page cache where there is no other way: also good, and slower. */
+static int
+path_read_from_disk(void *arg, uint64_t offset, void *buf, size_t len_bytes)
+{
+    struct path_source *p = arg;
+
+    if (p->direct_fd >= 0 && read_fd(p->direct_fd, offset, buf, len_bytes) == 0)
+        return 0;
+    return read_fd(p->fd, offset, buf, len_bytes);
 }
 
 static int
@@ -77,6 +89,8 @@ path_close(void *arg)
 {
     struct path_source *p = arg;
 
+    if (p->direct_fd >= 0)
+        close(p->direct_fd);
     close(p->fd);
     free(p);
 }
@@ -84,16 +98,16 @@ path_close(void *arg)
 static const struct source_ops file_ops = {
     .read = path_read,
     .any_thread = true,
-    .will_read = path_will_read,
+    .read_from_disk = path_read_from_disk,
     .write = path_write,
     .flush = path_flush,
     .close = path_close,
 };
 
-/* With O_DIRECT there is no cache to read ahead into. */
 static const struct source_ops block_device_ops = {
     .read = path_read,
     .any_thread = true,
+    .read_from_disk = path_read,
     .write = path_write,
     .flush = path_flush,
     .close = path_close,
@@ -112,6 +126,16 @@ lock_file(int fd, enum source_mode mode, const char *path, struct thin_error *er
         return thin_fail(err, -THIN_E_BUSY,
                          "%s is in use by another program; close its pool first", path);
     return thin_fail_code(err, -errno, "lock %s", path);
+}
+
+/* By its number, so that it is the same file whatever the path means by now. */
+static int
+open_direct(int fd)
+{
+    char name[32];
+
+    snprintf(name, sizeof(name), "/proc/self/fd/%d", fd);
+    return open(name, O_RDONLY | O_DIRECT | O_CLOEXEC);
 }
 
 static int
@@ -146,6 +170,7 @@ open_fd(const char *path, enum source_mode mode, struct path_source *p,
     /* Who reads here knows what comes next; the kernel's guesses cost a third. */
     (void)posix_fadvise(p->fd, 0, 0, POSIX_FADV_RANDOM);
     p->cached = true;
+    p->direct_fd = open_direct(p->fd);
     *ret_size = (uint64_t)st.st_size;
     return mode == SOURCE_READ_SHARED ? 0 : lock_file(p->fd, mode, path, err);
 }
@@ -160,7 +185,7 @@ source_open_path(const char *path, enum source_mode mode, struct meta_source **r
 
     if (!p)
         return thin_fail_code(err, -ENOMEM, "open %s", path);
-    p->fd = -1;
+    p->fd = p->direct_fd = -1;
     r = open_fd(path, mode, p, &size, err);
     if (r == 0 && size < METADATA_BLOCK_SIZE)
         r = thin_fail(err, -THIN_E_NOT_THIN,
@@ -173,6 +198,8 @@ source_open_path(const char *path, enum source_mode mode, struct meta_source **r
             r = thin_fail_code(err, r, "open %s", path);
     }
     if (r < 0) {
+        if (p->direct_fd >= 0)
+            close(p->direct_fd);
         if (p->fd >= 0)
             close(p->fd);
         return r;

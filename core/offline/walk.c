@@ -90,6 +90,24 @@ walk_find(const struct walk *w, mblock_t b)
     return b < w->nr_blocks && w->index_of[b] ? &w->nodes[w->index_of[b] - 1] : NULL;
 }
 
+static bool
+is_known_leaf(const struct walk *w, mblock_t b, uint32_t value_size)
+{
+    size_t low = 0, high = value_size == VALUE_SIZE_MAPPING ? w->nr_known : 0;
+
+    while (low < high) {
+        size_t middle = low + (high - low) / 2;
+
+        if (w->known[middle].block == b)
+            return true;
+        if (w->known[middle].block < b)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return false;
+}
+
 const char *
 walk_path(const struct walk *w, const struct walk_node *node, char *buf, size_t len)
 {
@@ -175,6 +193,10 @@ find_height(struct walk *w, mblock_t b, uint32_t value_size, unsigned depth)
         return HEIGHT_BAD; /* a cycle */
     if (w->height_of[b] != HEIGHT_UNKNOWN)
         return w->height_of[b];
+    if (is_known_leaf(w, b, value_size)) {
+        w->height_of[b] = 1; /* heights are kept plus one */
+        return 1;
+    }
     data = malloc(METADATA_BLOCK_SIZE);
     if (!data || source_read(w->src, b, data, NULL) < 0 ||
         block_check(BLOCK_NODE, data, b, NULL) < 0 ||
@@ -183,7 +205,7 @@ find_height(struct walk *w, mblock_t b, uint32_t value_size, unsigned depth)
         return HEIGHT_BAD;
     }
     if (node_is_leaf(data)) {
-        w->height_of[b] = 1; /* heights are kept plus one */
+        w->height_of[b] = 1;
         return 1;
     }
     w->height_of[b] = HEIGHT_SEARCHING;
@@ -229,6 +251,14 @@ struct prober {
     struct block_record *order;
 };
 
+static void
+probe_reached(struct prober *p, uint32_t at)
+{
+    for (uint8_t h = 1; at != NO_STEP; h++, at = p->steps[at].up)
+        if (p->w->height_of[p->steps[at].block] == HEIGHT_UNKNOWN)
+            p->w->height_of[p->steps[at].block] = h;
+}
+
 static int
 probe_seen(void *arg, size_t index, const uint8_t *data, int code)
 {
@@ -245,9 +275,7 @@ probe_seen(void *arg, size_t index, const uint8_t *data, int code)
             p->steps[p->nr++] = (struct step){below, at};
         return 0;
     }
-    for (uint8_t h = 1; at != NO_STEP; h++, at = p->steps[at].up)
-        if (w->height_of[p->steps[at].block] == HEIGHT_UNKNOWN)
-            w->height_of[p->steps[at].block] = h;
+    probe_reached(p, at);
     return 0;
 }
 
@@ -270,11 +298,15 @@ probe_heights(struct walk *w, uint32_t value_size, const struct walk_root *roots
         if (roots[i].block > 0 && roots[i].block < w->nr_blocks)
             steps[p.nr++] = (struct step){roots[i].block, NO_STEP};
     for (unsigned depth = 0; depth <= WALK_HEIGHT_MAX && begin < p.nr; depth++) {
-        uint32_t nr = p.nr - begin;
+        uint32_t nr = 0;
         int r;
 
-        for (uint32_t i = 0; i < nr; i++)
-            order[i] = (struct block_record){steps[begin + i].block, begin + i};
+        for (uint32_t i = begin; i < p.nr; i++) {
+            if (is_known_leaf(w, steps[i].block, value_size))
+                probe_reached(&p, i);
+            else
+                order[nr++] = (struct block_record){steps[i].block, i};
+        }
         qsort(order, nr, sizeof(*order), compare_block_record);
         for (uint32_t i = 0; i < nr; i++)
             blocks[i] = order[i].block;
@@ -375,35 +407,51 @@ refer(struct level_walk *lw, const struct walk_node *ref)
 
 /* ---- reading one level ------------------------------------------------------------- */
 
-/* Keys against what all parents said; occupancy. True if the node can be used. */
-static bool
-judge_place(struct walk *w, struct walk_node *node, const uint8_t *data)
+/* What judge_place has to know of a node. */
+struct outline {
+    uint64_t first, last; /* keys, if there are any */
+    uint32_t nr, max;     /* entries */
+    bool leaf;
+};
+
+static struct outline
+outline_of(const uint8_t *data)
 {
     uint32_t nr = node_nr_entries(data);
-    uint32_t least = node_max_entries(data) / 3;
-    bool leaf = node_is_leaf(data);
 
-    if (leaf != (node->height == 0)) {
+    return (struct outline){.first = nr ? node_key(data, 0) : 0,
+                            .last = nr ? node_key(data, nr - 1) : 0,
+                            .nr = nr,
+                            .max = node_max_entries(data),
+                            .leaf = node_is_leaf(data)};
+}
+
+/* Keys against what all parents said; occupancy. True if the node can be used. */
+static bool
+judge_place(struct walk *w, struct walk_node *node, const struct outline *o)
+{
+    uint32_t least = o->max / 3;
+
+    if (o->leaf != (node->height == 0)) {
         node_damage(w, node, "node %" PRIu64 " is %s, at height %u of its tree",
-                    node->block, leaf ? "a leaf" : "internal", node->height);
+                    node->block, o->leaf ? "a leaf" : "internal", node->height);
         return false;
     }
-    if (nr && (node_key(data, 0) < node->lo || node_key(data, nr - 1) > node->last)) {
+    if (o->nr && (o->first < node->lo || o->last > node->last)) {
         node_damage(w, node,
                     "node %" PRIu64 " holds keys %" PRIu64 " to %" PRIu64
                     ", its place allows %" PRIu64 " to %" PRIu64,
-                    node->block, node_key(data, 0), node_key(data, nr - 1), node->lo,
-                    node->last);
+                    node->block, o->first, o->last, node->lo, node->last);
         return false;
     }
-    if ((node->flags & WALK_CHILD) && nr < least && !w->lax && w->rep) {
+    if ((node->flags & WALK_CHILD) && o->nr < least && !w->lax && w->rep) {
         char path[PATH_TEXT_MAX];
 
         /* Its contents are good: reported, and used. */
         report_add(w->rep, REPORT_DAMAGE, walk_tree_place(node->tree), node->block,
                    "node %" PRIu64 " has %" PRIu32
                    " entries, a node that is no root needs %" PRIu32 " (path %s)",
-                   node->block, nr, least, walk_path(w, node, path, sizeof(path)));
+                   node->block, o->nr, least, walk_path(w, node, path, sizeof(path)));
     }
     return true;
 }
@@ -450,6 +498,7 @@ node_seen(void *arg, size_t index, const uint8_t *data, int code)
     struct walk *w = lw->w;
     uint32_t record = lw->order[index];
     struct walk_node *node = &w->nodes[record];
+    struct outline outline;
     struct thin_error err;
     int r;
 
@@ -467,12 +516,56 @@ node_seen(void *arg, size_t index, const uint8_t *data, int code)
         node_damage(w, node, "%s", thin_error_text(&err, r));
         return 0;
     }
-    if (!judge_place(w, node, data))
+    outline = outline_of(data);
+    if (!judge_place(w, node, &outline))
         return 0;
     if (node->height)
         return enter_children(lw, record, data);
     node->total = node_nr_entries(data);
     return lw->leaf ? lw->leaf(lw->arg, node, data) : 0;
+}
+
+/* The list's nodes in block order. NULL: no memory. */
+static struct block_record *
+sort_list(const struct walk *w, const struct worklist *list)
+{
+    struct block_record *sort = malloc(list->nr * sizeof(*sort));
+    bool sorted = true;
+
+    for (size_t i = 0; sort && i < list->nr; i++) {
+        sort[i] =
+            (struct block_record){w->nodes[list->records[i]].block, list->records[i]};
+        sorted = sorted && (i == 0 || sort[i - 1].block < sort[i].block);
+    }
+    if (sort && !sorted)
+        qsort(sort, list->nr, sizeof(*sort), compare_block_record);
+    return sort;
+}
+
+/* Judges the place of those that are known; only the others are left in `sort`. */
+static size_t
+meet_known(struct walk *w, struct block_record *sort, size_t nr)
+{
+    struct walk_known *known = w->known, *end = known + w->nr_known;
+    size_t left = 0;
+
+    for (size_t i = 0; i < nr; i++) {
+        struct walk_node *node = &w->nodes[sort[i].record];
+
+        while (known < end && known->block < sort[i].block)
+            known++;
+        if (known == end || known->block != sort[i].block) {
+            sort[left++] = sort[i];
+            continue;
+        }
+        if (!judge_place(w, node,
+                         &(const struct outline){known->first, known->last, known->nr,
+                                                 known->max, true}))
+            continue;
+        node->total = known->nr;
+        known->met = 1;
+    }
+    return left;
 }
 
 /* Calls `seen` with the list's nodes in block order; lw->order tells which. */
@@ -482,25 +575,24 @@ read_level(struct level_walk *lw, const struct worklist *list, source_seen_fn *s
     AUTO_FREE struct block_record *sort = NULL;
     AUTO_FREE mblock_t *blocks = NULL;
     AUTO_FREE uint32_t *order = NULL;
+    size_t nr = list->nr;
     int r;
 
-    if (!list->nr)
+    if (!nr)
         return 0;
-    sort = malloc(list->nr * sizeof(*sort));
-    blocks = malloc(list->nr * sizeof(*blocks));
-    order = malloc(list->nr * sizeof(*order));
+    sort = sort_list(lw->w, list);
+    blocks = malloc(nr * sizeof(*blocks));
+    order = malloc(nr * sizeof(*order));
     if (!sort || !blocks || !order)
         return -ENOMEM;
-    for (size_t i = 0; i < list->nr; i++)
-        sort[i] =
-            (struct block_record){lw->w->nodes[list->records[i]].block, list->records[i]};
-    qsort(sort, list->nr, sizeof(*sort), compare_block_record);
-    for (size_t i = 0; i < list->nr; i++) {
+    if (lw->tree == WALK_MAPPING && lw->height == 0 && lw->w->nr_known)
+        nr = meet_known(lw->w, sort, nr);
+    for (size_t i = 0; i < nr; i++) {
         blocks[i] = sort[i].block;
         order[i] = sort[i].record;
     }
     lw->order = order;
-    r = source_read_many(lw->w->src, blocks, list->nr, BLOCK_NODE, seen, lw);
+    r = source_read_many(lw->w->src, blocks, nr, BLOCK_NODE, seen, lw);
     lw->order = NULL;
     return r;
 }
@@ -601,6 +693,7 @@ walk_sum(struct walk *w, enum walk_tree tree)
         struct worklist list = {0};
         int r = 0;
 
+        lw.height = h;
         for (uint32_t i = 0; i < w->nr_nodes && r >= 0; i++)
             if (w->nodes[i].tree == tree && w->nodes[i].height == h)
                 r = worklist_add(&list, i);

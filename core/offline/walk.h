@@ -74,6 +74,16 @@ struct walk_root {
  */
 typedef int walk_leaf_fn(void *arg, struct walk_node *node, const uint8_t *data);
 
+/* A leaf of mappings whose contents were judged, and used, before the walk comes to it. */
+struct walk_known {
+    uint64_t first, last; /* keys */
+    uint32_t block;
+    uint32_t nr : 15;  /* entries, not 0 */
+    uint32_t max : 15; /* entries */
+    uint32_t
+        met : 1; /* the walk came to it as a leaf of mappings, and its place is good */
+};
+
 struct walk {
     struct meta_source *src;
     struct report *rep; /* may be NULL: then damage is only marked */
@@ -84,6 +94,9 @@ struct walk {
     uint32_t nr_nodes, room;
     uint32_t *index_of; /* by block: record + 1, 0 for none */
     uint8_t *height_of; /* by block, while heights are looked for */
+    /* In rising order of blocks; the caller's. They are not read, nor handed to `leaf`. */
+    struct walk_known *known;
+    size_t nr_known;
     uint64_t nr_damaged;
 };
 

@@ -1,7 +1,8 @@
 /*
  * What the disk needs to deliver the used blocks of a pool's metadata, for make bench:
  * reads them, and nothing else, with O_DIRECT in block order, neighbours joined, several
- * reads at once, and does nothing with them.
+ * reads at once, into huge pages (a read then has few pieces of memory to name, which
+ * makes the disk of a virtual machine twice as fast), and does nothing with them.
  *
  *     read_used METADATA [THREADS] [BLOCKS OF ONE READ]
  *
@@ -14,12 +15,15 @@
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/mman.h>
 #include <time.h>
 #include <unistd.h>
 
+#include "core/base/checked.h"
 #include "core/offline/check.h"
 
 #define THREADS_MAX 64u
+#define HUGE_PAGE   ((size_t)2 << 20)
 
 struct piece {
     mblock_t begin;
@@ -38,9 +42,12 @@ static void *
 run(void *arg)
 {
     struct reader *rd = arg;
-    void *buf = aligned_alloc(METADATA_BLOCK_SIZE, rd->most * METADATA_BLOCK_SIZE);
+    size_t room = round_up_u64(rd->most * METADATA_BLOCK_SIZE, HUGE_PAGE);
+    void *buf = aligned_alloc(HUGE_PAGE, room);
     size_t i;
 
+    if (buf)
+        (void)madvise(buf, room, MADV_HUGEPAGE);
     while (buf && (i = atomic_fetch_add(&rd->at, 1)) < rd->nr_pieces) {
         const struct piece *p = &rd->pieces[i];
         ssize_t len = (ssize_t)(p->nr * METADATA_BLOCK_SIZE);

@@ -1,4 +1,7 @@
 /* The check: silent on healthy pools, and each kind of damage found and named. */
+#include <stdatomic.h>
+#include <unistd.h>
+
 #include "core/offline/check.h"
 #include "core/offline/mend.h"
 #include "core/ondisk/details.h"
@@ -9,6 +12,81 @@ struct outcome {
     struct report rep;
     struct check_result res;
 };
+
+/* Reads wait as for a disk, but those of a sweep. */
+static int
+slow_read(void *arg, uint64_t offset, void *buf, size_t len)
+{
+    usleep(100);
+    return mem_read(arg, offset, buf, len);
+}
+
+static atomic_uint nr_swept; /* reads of sweeps */
+
+static int
+sweep_read(void *arg, uint64_t offset, void *buf, size_t len)
+{
+    atomic_fetch_add(&nr_swept, 1);
+    return mem_read(arg, offset, buf, len);
+}
+
+static struct meta_source *
+disk_open(struct mem_device *m)
+{
+    static const struct source_ops ops = {.read = slow_read,
+                                          .any_thread = true,
+                                          .read_from_disk = sweep_read,
+                                          .write = mem_write,
+                                          .flush = mem_flush};
+    struct meta_source *src = NULL;
+
+    ck_assert_int_eq(source_open_ops(&ops, m, m->len, true, &src), 0);
+    return src;
+}
+
+static bool
+counts_equal(const struct counts *a, const struct counts *b)
+{
+    for (uint64_t i = 0; i < a->nr; i++)
+        if (counts_get(a, i) != counts_get(b, i))
+            return false;
+    return a->nr == b->nr;
+}
+
+/* From a disk the blocks are met in another order: what is found must be the same. */
+static void
+check_from_disk(struct mem_device *m, const struct check_options *opts,
+                const struct outcome *o)
+{
+    struct meta_source *src = disk_open(m);
+    const struct check_result *a, *b;
+    struct outcome d;
+    int r;
+
+    report_init(&d.rep);
+    r = check_run(src, opts, &d.rep, &d.res, NULL);
+    ck_assert_int_eq(r, 0);
+    ck_assert_uint_eq(d.rep.nr, o->rep.nr);
+    for (size_t i = 0; i < d.rep.nr; i++)
+        ck_assert_str_eq(d.rep.findings[i].text, o->rep.findings[i].text);
+    ck_assert_uint_eq(d.rep.nr_affected, o->rep.nr_affected);
+    for (size_t i = 0; i < d.rep.nr_affected; i++)
+        ck_assert_int_eq(
+            memcmp(&d.rep.affected[i], &o->rep.affected[i], sizeof(d.rep.affected[i])),
+            0);
+    a = &d.res;
+    b = &o->res;
+    ck_assert_uint_eq(a->nr_mappings, b->nr_mappings);
+    ck_assert_uint_eq(a->trees_known, b->trees_known);
+    ck_assert_uint_eq(a->leaked_metadata, b->leaked_metadata);
+    ck_assert_uint_eq(a->leaked_data, b->leaked_data);
+    ck_assert_uint_eq(a->nr_miscounts, b->nr_miscounts);
+    ck_assert(!a->refs.chunk || counts_equal(&a->refs, &b->refs));
+    ck_assert(!a->data.chunk || counts_equal(&a->data, &b->data));
+    check_result_fini(&d.res);
+    report_fini(&d.rep);
+    source_close(src);
+}
 
 static void
 check_with(struct mem_device *m, const struct check_options *opts, struct outcome *o)
@@ -22,6 +100,7 @@ check_with(struct mem_device *m, const struct check_options *opts, struct outcom
     r = check_run(src, opts, &o->rep, &o->res, &err);
     ck_assert_msg(r == 0, "%s", err.text);
     source_close(src);
+    check_from_disk(m, opts, o);
 }
 
 static void
@@ -119,6 +198,7 @@ START_TEST(healthy_pools_have_no_findings)
 
     check_all(&m, &o);
     ck_assert_msg(o.rep.nr == 0, "%s", o.rep.nr ? o.rep.findings[0].text : "");
+    ck_assert_uint_gt(atomic_load(&nr_swept), 0);
     ck_assert(o.res.trees_known);
     ck_assert_uint_eq(o.res.data_used, superblock_of(&m).data_sm.nr_allocated);
     ck_assert_uint_eq(o.res.metadata_used, superblock_of(&m).metadata_sm.nr_allocated);
@@ -179,6 +259,78 @@ START_TEST(an_unreadable_block_is_named_with_its_volume_and_range)
                       node_key(mem_block(&m, superblock_of(&m).data_mapping_root), 0));
     ck_assert_uint_lt(o.rep.affected[0].last, UINT64_MAX);
     outcome_fini(&o);
+    free(m.bytes);
+}
+END_TEST
+
+/* A leaf of the snapshot that is in use and that nothing points to any more. */
+static mblock_t
+leak_a_leaf(struct mem_device *m)
+{
+    struct superblock sb = superblock_of(m);
+    mblock_t leaf = first_leaf(m, 0);
+    uint8_t *top = mem_block(m, sb.data_mapping_root);
+
+    ck_assert_uint_gt(node_nr_entries(top), 1);
+    store_le64(node_value_rw(top, 0), device_root(m, 1));
+    seal_node(m, sb.data_mapping_root);
+    return leaf;
+}
+
+START_TEST(leaves_that_nothing_points_to_are_not_counted)
+{
+    struct mem_device m = fixture_pool("few-thins");
+    struct outcome o;
+
+    leak_a_leaf(&m);
+    check_all(&m, &o); /* and from the disk */
+    ck_assert_uint_gt(o.rep.nr, 0);
+    outcome_fini(&o);
+    free(m.bytes);
+}
+END_TEST
+
+/* Good in the sweep, unreadable afterwards. */
+static int
+read_fails_later(void *arg, uint64_t offset, void *buf, size_t len)
+{
+    struct mem_device *m = arg;
+    uint64_t bad = m->bad_block * METADATA_BLOCK_SIZE;
+
+    usleep(100);
+    if (offset <= bad && bad < offset + len)
+        return -EIO;
+    memcpy(buf, m->bytes + offset, len);
+    return 0;
+}
+
+static int
+read_all(void *arg, uint64_t offset, void *buf, size_t len)
+{
+    memcpy(buf, ((struct mem_device *)arg)->bytes + offset, len);
+    return 0;
+}
+
+START_TEST(a_leaf_that_was_counted_and_is_lost_since_ends_the_check)
+{
+    static const struct source_ops ops = {
+        .read = read_fails_later, .any_thread = true, .read_from_disk = read_all};
+    static const struct check_options opts;
+    struct mem_device m = fixture_pool("few-thins");
+    struct meta_source *src = NULL;
+    struct check_result res;
+    struct thin_error err;
+    struct report rep;
+
+    m.bad_block = leak_a_leaf(&m);
+    thin_error_init(&err);
+    report_init(&rep);
+    ck_assert_int_eq(source_open_ops(&ops, &m, m.len, false, &src), 0);
+    ck_assert_int_eq(check_run(src, &opts, &rep, &res, &err), -EIO);
+    ck_assert_ptr_nonnull(strstr(err.text, "while they were checked"));
+    check_result_fini(&res);
+    report_fini(&rep);
+    source_close(src);
     free(m.bytes);
 }
 END_TEST
@@ -681,6 +833,8 @@ main(void)
     tcase_add_loop_test(tc, healthy_pools_have_no_findings, 0, NR_FIXTURE_POOLS);
     tcase_add_test(tc, needs_check_alone_is_no_damage);
     tcase_add_test(tc, any_flipped_byte_of_a_used_block_is_noticed);
+    tcase_add_test(tc, leaves_that_nothing_points_to_are_not_counted);
+    tcase_add_test(tc, a_leaf_that_was_counted_and_is_lost_since_ends_the_check);
     tcase_add_test(tc, an_unreadable_block_is_named_with_its_volume_and_range);
     tcase_add_loop_test(tc, each_damage_is_found_and_named, 0, NR_DAMAGES);
     tcase_add_loop_test(tc, space_maps_are_made_anew_from_the_trees, 0, 6);

@@ -1,0 +1,197 @@
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/base/checked.h"
+#include "core/offline/source_sweep.h"
+
+#define ROOM_BLOCKS 256u /* of one allocation: 1 MiB */
+
+/* ---- kept aside ---------------------------------------------------------------------- */
+
+struct source_aside {
+    mblock_t blocks[ASIDE_BLOCKS_MAX];
+    uint8_t *room[ASIDE_BLOCKS_MAX / ROOM_BLOCKS];
+    uint32_t nr;
+};
+
+static uint8_t *
+bytes_of(const struct source_aside *aside, uint32_t i)
+{
+    return aside->room[i / ROOM_BLOCKS] + (size_t)(i % ROOM_BLOCKS) * METADATA_BLOCK_SIZE;
+}
+
+static void
+keep(struct source_aside *aside, mblock_t b, const uint8_t *data)
+{
+    uint32_t i = aside->nr;
+    uint8_t **room = &aside->room[i / ROOM_BLOCKS];
+
+    if (i == ASIDE_BLOCKS_MAX)
+        return;
+    if (!*room)
+        *room = malloc((size_t)ROOM_BLOCKS * METADATA_BLOCK_SIZE);
+    if (!*room)
+        return;
+    memcpy(bytes_of(aside, i), data, METADATA_BLOCK_SIZE);
+    aside->blocks[i] = b;
+    aside->nr++;
+}
+
+const uint8_t *
+aside_find(const struct source_aside *aside, mblock_t b)
+{
+    uint32_t low = 0, high = aside ? aside->nr : 0;
+
+    while (low < high) {
+        uint32_t middle = low + (high - low) / 2;
+
+        if (aside->blocks[middle] == b)
+            return bytes_of(aside, middle);
+        if (aside->blocks[middle] < b)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return NULL;
+}
+
+void
+aside_free(struct source_aside *aside)
+{
+    if (!aside)
+        return;
+    for (unsigned i = 0; i < ASIDE_BLOCKS_MAX / ROOM_BLOCKS; i++)
+        free(aside->room[i]);
+    free(aside);
+}
+
+void
+source_forget(struct meta_source *src)
+{
+    aside_free(src->aside);
+    src->aside = NULL;
+}
+
+/* ---- the sweep ----------------------------------------------------------------------- */
+
+struct piece {
+    mblock_t blocks[AHEAD_PIECE_BLOCKS];
+    size_t nr;
+};
+
+struct sweep {
+    struct meta_source *src;
+    const uint8_t *wanted;
+    mblock_t nr_blocks, next; /* the first that is not asked for */
+    enum block_kind kind;
+    source_swept_fn *seen;
+    void *arg;
+    struct source_ahead *ahead;
+    struct piece *pieces; /* as many as may be on their way */
+    uint64_t nr_asked, nr_seen, nr_done;
+};
+
+/* The blocks of the next read; none at the end. */
+static void
+next_piece(struct sweep *sw, struct piece *p)
+{
+    p->nr = 0;
+    while (sw->next < sw->nr_blocks) {
+        mblock_t b = sw->next;
+
+        if (!sw->wanted[b / 8]) {
+            sw->next = (b / 8 + 1) * 8;
+            continue;
+        }
+        if (sw->wanted[b / 8] >> (b % 8) & 1u) {
+            if (p->nr && (b - p->blocks[0] >= AHEAD_PIECE_BLOCKS ||
+                          b - p->blocks[p->nr - 1] > SOURCE_GAP_BLOCKS))
+                return;
+            p->blocks[p->nr++] = b;
+        }
+        sw->next++;
+    }
+}
+
+static void
+ask(struct sweep *sw)
+{
+    while (ahead_has_room(sw->ahead)) {
+        struct piece *p = &sw->pieces[sw->nr_asked % SWEEP_PIECES];
+
+        next_piece(sw, p);
+        if (!p->nr)
+            return;
+        sw->nr_asked++;
+        ahead_ask(sw->ahead, p->blocks, p->nr, sw->kind);
+    }
+}
+
+static int
+see(struct sweep *sw, const struct ahead_piece *p)
+{
+    /* What cannot be read will be told by who needs it. */
+    for (size_t i = 0; i < p->nr && p->code >= 0; i++) {
+        mblock_t b = p->blocks[i];
+        const uint8_t *data = p->bytes + (size_t)(b - p->blocks[0]) * METADATA_BLOCK_SIZE;
+        int r = sw->seen(sw->arg, b, data, p->codes[i]);
+
+        if (r < 0)
+            return r;
+        if (r == 0) {
+            keep(sw->src->aside, b, data);
+            continue;
+        }
+        sw->src->nr_read++;
+        sw->nr_done++;
+    }
+    sw->nr_seen += p->nr;
+    return 0;
+}
+
+static int
+run(struct sweep *sw)
+{
+    int r = 0;
+
+    ask(sw);
+    while (r == 0 && !ahead_is_empty(sw->ahead)) {
+        r = source_tick(sw->src, NULL, 0, 0);
+        if (r == 0)
+            r = see(sw, ahead_take(sw->ahead));
+        if (r == 0)
+            ahead_release(sw->ahead);
+        if (sw->nr_seen >= SWEEP_TRIED_BLOCKS && sw->nr_done < sw->nr_seen / 2)
+            break;
+        if (r == 0)
+            ask(sw);
+    }
+    return r;
+}
+
+int
+source_sweep(struct meta_source *src, const uint8_t *wanted, mblock_t nr_blocks,
+             enum block_kind kind, source_swept_fn *seen, void *arg)
+{
+    struct sweep sw = {.src = src,
+                       .wanted = wanted,
+                       .nr_blocks = min_u64(nr_blocks, src->nr_blocks),
+                       .kind = kind,
+                       .seen = seen,
+                       .arg = arg};
+    int r = 0;
+
+    source_forget(src);
+    if (!src->ops->read_from_disk)
+        return 0;
+    src->aside = calloc(1, sizeof(*src->aside));
+    sw.pieces = malloc(SWEEP_PIECES * sizeof(*sw.pieces));
+    if (src->aside && sw.pieces &&
+        ahead_create(src->ops->read_from_disk, src->arg, SWEEP_PIECES, true, &sw.ahead) ==
+            0)
+        r = run(&sw);
+    ahead_destroy(sw.ahead);
+    free(sw.pieces);
+    return r;
+}
