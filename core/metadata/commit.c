@@ -9,6 +9,7 @@
 
 #define DEVICES_MAX        (DEV_ID_MAX + 1ull)
 #define FREE_METADATA_STEP 1024u /* metadata blocks freed by one metadata_free_some */
+#define FULL_TRIES_MAX     256u  /* of a step that goes on where it stopped: a load */
 
 /*
  * Each changed record overwrites one entry: it copies a leaf, and on each level above a
@@ -238,6 +239,7 @@ metadata_retry_wait(struct metadata *md,
                     void *arg, struct thin_error *err)
 {
     struct fetch_waiter fw = {.waiter = {.done = false}};
+    unsigned full = 0;
     int r;
 
     bm_fetch_init(&fw.fetch, md->bm, fetch_done);
@@ -249,6 +251,13 @@ metadata_retry_wait(struct metadata *md,
         fw.waiter.done = false;
         bm_fetch_start(&fw.fetch);
         r = wait_for(md, &fw.waiter);
+        if (r == -THIN_E_CACHE_FULL && full++ < FULL_TRIES_MAX) {
+            /* What an earlier pass read may be needed no more. */
+            bm_fetch_fini(&fw.fetch);
+            bm_fetch_init(&fw.fetch, md->bm, fetch_done);
+            fw.fetch.alone = true;
+            continue;
+        }
         if (r < 0) {
             thin_fail_code(err, r, "read metadata blocks");
             break;

@@ -34,6 +34,7 @@ struct metadata;
 struct metadata_params {
     struct device *dev;    /* the metadata device, borrowed */
     uint32_t cache_blocks; /* of 4 KiB */
+    uint32_t cache_clean;  /* as bm_params.nr_clean */
     bool waiting;          /* tools and tests */
     bool read_only;
     uint32_t leaf_max, internal_max; /* 0: the format's; tests use 6 */

@@ -47,6 +47,7 @@ metadata_create(const struct metadata_params *params, struct metadata **ret_md)
     const struct bm_params bm_params = {
         .dev = params->dev,
         .nr_frames = params->cache_blocks,
+        .nr_clean = params->cache_clean,
         .waiting = params->waiting,
     };
     struct metadata *md;

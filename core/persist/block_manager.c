@@ -29,6 +29,9 @@ bm_create(const struct bm_params *params, struct block_manager **ret_bm)
     bm->dev = params->dev;
     bm->waiting = params->waiting;
     bm->nr_frames = nr;
+    bm->clean_max = nr - BM_DIRTY_MIN;
+    if (params->nr_clean >= BM_CLEAN_MIN && params->nr_clean < bm->clean_max)
+        bm->clean_max = params->nr_clean;
     bm->stats.frames = nr;
     TAILQ_INIT(&bm->free);
     TAILQ_INIT(&bm->reads_waiting);
@@ -51,6 +54,7 @@ bm_create(const struct bm_params *params, struct block_manager **ret_bm)
         TAILQ_INIT(&f->waits);
         TAILQ_INSERT_TAIL(&bm->free, f, link);
     }
+    bm->nr_free = nr;
     *ret_bm = bm;
     return 0;
 }
@@ -81,10 +85,17 @@ bm_nr_blocks(const struct block_manager *bm)
     return min_u64(bm->dev->size / METADATA_BLOCK_SIZE, METADATA_BLOCKS_MAX);
 }
 
+static uint32_t
+nr_clean(const struct block_manager *bm)
+{
+    return bm->nr_frames - bm->nr_free - bm->nr_dirty - bm->nr_writing;
+}
+
 void
 bm_get_stats(const struct block_manager *bm, struct bm_stats *ret_stats)
 {
     *ret_stats = bm->stats;
+    ret_stats->frames_clean = nr_clean(bm);
     ret_stats->frames_dirty = bm->nr_dirty;
     ret_stats->frames_writing = bm->nr_writing;
 }
@@ -124,6 +135,7 @@ free_if_unused(struct bm_block *f)
         return;
     f->state = FRAME_FREE;
     TAILQ_INSERT_TAIL(&f->bm->free, f, link);
+    f->bm->nr_free++;
 }
 
 void
@@ -191,16 +203,34 @@ evict(struct block_manager *bm)
     return poorest;
 }
 
-struct bm_block *
-bm_take_frame(struct block_manager *bm, mblock_t b)
+void
+bm_trim_clean(struct block_manager *bm)
 {
-    struct bm_block *f = TAILQ_FIRST(&bm->free);
+    while (nr_clean(bm) > bm->clean_max && evict(bm))
+        ;
+}
+
+static bool
+may_grow_clean(const struct block_manager *bm, enum bm_use use)
+{
+    uint32_t dirty = bm->nr_dirty + bm->nr_writing, max = bm->clean_max;
+
+    if (use == BM_TO_READ_ALONE && dirty < BM_DIRTY_MIN)
+        max += BM_DIRTY_MIN - dirty;
+    return use == BM_TO_DIRTY || nr_clean(bm) < max;
+}
+
+struct bm_block *
+bm_take_frame(struct block_manager *bm, mblock_t b, enum bm_use use)
+{
+    struct bm_block *f = may_grow_clean(bm, use) ? TAILQ_FIRST(&bm->free) : NULL;
 
     if (!f)
         f = evict(bm);
     if (!f)
         return NULL;
     TAILQ_REMOVE(&bm->free, f, link);
+    bm->nr_free--;
     f->number = b;
     f->state = FRAME_LOADING;
     f->hashed = true;
@@ -244,7 +274,7 @@ static int
 read_now(struct block_manager *bm, mblock_t b, struct bm_block **ret_frame,
          struct thin_error *err)
 {
-    struct bm_block *f = bm_take_frame(bm, b);
+    struct bm_block *f = bm_take_frame(bm, b, BM_TO_READ);
     int r;
 
     if (!f)
@@ -389,7 +419,7 @@ bm_new_lock_at(struct block_manager *bm, mblock_t b, const struct bm_validator *
         f = NULL;
     }
     if (!f)
-        f = bm_take_frame(bm, b);
+        f = bm_take_frame(bm, b, BM_TO_DIRTY);
     if (!f)
         return thin_fail_code(err, -THIN_E_CACHE_FULL, "new metadata block %" PRIu64, b);
     THIN_ASSERT(f->state != FRAME_DIRTY);

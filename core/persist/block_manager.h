@@ -26,7 +26,6 @@
 #include "core/device/device.h"
 #include "core/ondisk/block.h"
 
-#define BM_FRAMES_MIN   40u /* fewer cannot hold one operation beside its commit */
 #define BM_MISSING_MAX  8u  /* block numbers remembered by one failed pass */
 #define BM_READS_MAX    32u /* reads that the device has at a time; more wait */
 #define BM_WRITES_MAX   16u /* writes of one cut that the device has at a time */
@@ -36,18 +35,27 @@
    (tests/lint/lock_bound.py). Asserted with every lock. */
 #define BM_LOCKS_MAX 10u
 
+/* So many clean frames are enough to go on, and so many may be dirty before a clean one
+   must give way: the blocks of one smallest transaction and its commit. An operation that
+   needs more blocks than are clean at the same time is tried alone, and then reads into
+   what is left of the room for dirty ones. */
+#define BM_CLEAN_MIN  (BM_LOCKS_MAX + 1u)
+#define BM_DIRTY_MIN  29u
+#define BM_FRAMES_MIN (BM_CLEAN_MIN + BM_DIRTY_MIN)
+
 struct block_manager;
 struct bm_block; /* a locked block */
 
 struct bm_params {
     struct device *dev; /* borrowed while the manager lives */
     uint32_t nr_frames; /* cache size, in blocks */
+    uint32_t nr_clean;  /* so many may be clean; 0: all but BM_DIRTY_MIN */
     bool waiting;       /* read inside the lock calls: tools and tests only */
 };
 
 struct bm_stats {
     uint64_t hits, misses, reads, writes, write_ios;
-    uint32_t frames, frames_dirty, frames_writing;
+    uint32_t frames, frames_clean, frames_dirty, frames_writing;
     uint32_t locks_held, locks_high_water;
 };
 
@@ -140,6 +148,7 @@ struct bm_fetch {
     struct bm_block *pinned[BM_PINNED_MAX];
     unsigned nr_pinned;
     bool running;
+    bool alone; /* may use the room of dirty frames; set by the owner, after init */
     struct thin_task task;
 };
 void bm_fetch_init(struct bm_fetch *fetch, struct block_manager *bm,

@@ -128,7 +128,8 @@ bm_fetch_start(struct bm_fetch *fetch)
         struct bm_block *f = bm_find(bm, wanted[i]);
 
         if (!f) {
-            f = bm_take_frame(bm, wanted[i]);
+            f = bm_take_frame(bm, wanted[i],
+                              fetch->alone ? BM_TO_READ_ALONE : BM_TO_READ);
             if (!f)
                 continue;
             TAILQ_INSERT_TAIL(&bm->reads_waiting, f, link);
@@ -273,6 +274,7 @@ write_done(struct device_io *io, int result)
             bitset_clear(&bm->writing_set, f->number);
             bm->nr_writing--;
         }
+        bm_trim_clean(bm);
     } else if (bm->write.result == 0) {
         bm->write.result = result;
     }

@@ -65,11 +65,12 @@ struct bm_single {
 struct block_manager {
     struct device *dev;
     bool waiting;
-    uint32_t nr_frames, hand;
+    uint32_t nr_frames, clean_max, hand;
     struct bm_block *frames;
     uint8_t *store; /* nr_frames * 4096 */
     struct u64_map by_number;
     struct bm_block_list free;
+    uint32_t nr_free;
 
     mblock_t missing[BM_MISSING_MAX];
     unsigned nr_missing;
@@ -101,8 +102,14 @@ struct block_manager {
 /* The cached frame of a block, or NULL. */
 struct bm_block *bm_find(const struct block_manager *bm, mblock_t b);
 
+/* What a frame is taken for: to be dirty; or to be read, and then it takes no room from
+   the dirty ones, or only what they do not use. */
+enum bm_use { BM_TO_DIRTY, BM_TO_READ, BM_TO_READ_ALONE };
+
 /* A frame for block `b`, hashed, LOADING; NULL when nothing can give way. */
-struct bm_block *bm_take_frame(struct block_manager *bm, mblock_t b);
+struct bm_block *bm_take_frame(struct block_manager *bm, mblock_t b, enum bm_use use);
+/* After frames became clean: those above their number give way. */
+void bm_trim_clean(struct block_manager *bm);
 
 /* Takes the frame out of the hash, and frees it as soon as nobody holds it. */
 void bm_drop(struct bm_block *f);

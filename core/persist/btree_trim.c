@@ -7,9 +7,11 @@
 #include <string.h>
 
 #include "core/base/assert.h"
+#include "core/persist/bm_private.h"
 #include "core/persist/btree_private.h"
 
 #define TRIM_VALUES 192u /* given back one by one in one call: more is for the next */
+#define TRIM_CACHE  4u   /* this part of the clean frames may be leaves of one call */
 
 struct trim {
     const struct btree *t;
@@ -303,10 +305,15 @@ btree_trim(const struct btree *t, mblock_t root, uint64_t begin, uint64_t end,
            uint32_t budget, mblock_t *ret_root, uint64_t *ret_removed, uint64_t *ret_end,
            struct thin_error *err)
 {
-    struct trim trim = {
-        .t = t, .root = root, .begin = begin, .end = end, .budget = budget};
+    /* All that one call reads must fit into the cache at the same time. */
+    uint32_t room = tm_bm(t->tm)->clean_max / TRIM_CACHE;
+    struct trim trim = {.t = t,
+                        .root = root,
+                        .begin = begin,
+                        .end = end,
+                        .budget = budget < room ? budget : room};
     struct btree_span span = BTREE_SPAN_ALL;
-    uint32_t leaves = budget;
+    uint32_t leaves = trim.budget;
     uint64_t key = 0;
     bool found;
     int r = 0;
@@ -322,7 +329,7 @@ btree_trim(const struct btree *t, mblock_t root, uint64_t begin, uint64_t end,
             trim.end = begin;
         if (r < 0 || !found)
             break;
-        if ((trim.used >= budget || trim.values >= TRIM_VALUES) && trim.removed)
+        if ((trim.used >= trim.budget || trim.values >= TRIM_VALUES) && trim.removed)
             break;
         r = trim_once(&trim, key, err);
     }

@@ -97,6 +97,15 @@ merge_one(struct space_map *sm, struct bm_block *bitmap, const struct sm_delta *
     return sm_delta_remove(sm, d->block, err);
 }
 
+static bool
+changes_tree(const struct bm_block *bitmap, const struct sm_delta *d)
+{
+    uint32_t old = bitmap_get(bm_data(bitmap), (uint32_t)(d->block % BITMAP_ENTRIES));
+
+    return old == BITMAP_COUNT_OVERFLOW ||
+           (int64_t)old + d->delta >= BITMAP_COUNT_OVERFLOW;
+}
+
 static int
 compare_deltas(const void *a, const void *b)
 {
@@ -113,7 +122,7 @@ static int
 merge_bitmap(struct space_map *sm, uint64_t k, struct bm_block *bitmap,
              struct thin_error *err)
 {
-    uint32_t at = 0, nr = 0, cost = 0;
+    uint32_t at = 0, nr = 0, cost = 0, changes = tm_step_changes(sm->tm);
     int r = 0;
 
     THIN_ASSERT(u64_map_get(&sm->group_at, k, &at));
@@ -124,8 +133,11 @@ merge_bitmap(struct space_map *sm, uint64_t k, struct bm_block *bitmap,
     /* What does not fit is the next step's. */
     for (uint32_t i = 0; r == 0 && i < nr && cost < SM_MERGE_BLOCKS &&
                          (i == 0 || tm_op_nr_nodes(sm->tm) < MERGE_NODES_MAX);
-         i++)
+         i++) {
+        if (changes_tree(bitmap, &sm->merging[i]) && changes-- == 0)
+            break;
         r = merge_one(sm, bitmap, &sm->merging[i], &cost, err);
+    }
     return r;
 }
 

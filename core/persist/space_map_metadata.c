@@ -553,6 +553,15 @@ tm_load(struct transaction_manager *tm, const struct space_map_root *root,
 #define OVERFLOW_STEP     32u                   /* entries written by one step */
 #define OVERFLOW_STEP_MAX (TM_OP_NODES_MAX / 2) /* ... unless so many nodes changed */
 #define OVERFLOW_AT_CUT   16u                   /* a rest that the cut writes itself */
+#define OVERFLOW_FRAMES   8u /* clean frames that one of its changes may need */
+
+uint32_t
+tm_step_changes(const struct transaction_manager *tm)
+{
+    uint32_t nr = tm->bm->clean_max / OVERFLOW_FRAMES;
+
+    return nr > OVERFLOW_STEP ? OVERFLOW_STEP : nr;
+}
 
 static int
 compare_blocks(const void *a, const void *b)
@@ -600,7 +609,7 @@ write_overflow(struct transaction_manager *tm, struct thin_error *err)
 bool
 tm_merge_left(const struct transaction_manager *tm)
 {
-    return tm->core.nr_changed > OVERFLOW_AT_CUT;
+    return tm->core.nr_changed > min_u64(OVERFLOW_AT_CUT, tm_step_changes(tm));
 }
 
 static void
@@ -622,7 +631,7 @@ tm_merge_step(struct transaction_manager *tm, struct thin_error *err)
     THIN_ASSERT(tm->op_open);
     tm->writing_overflow = true;
     /* From the end: undo puts the number back, and the blocks still stand there. */
-    for (unsigned i = 0; r == 0 && tm->core.nr_changed && i < OVERFLOW_STEP &&
+    for (unsigned i = 0; r == 0 && tm->core.nr_changed && i < tm_step_changes(tm) &&
                          tm_op_nr_nodes(tm) < OVERFLOW_STEP_MAX;
          i++) {
         mblock_t b = tm->changed[tm->core.nr_changed - 1];

@@ -137,6 +137,10 @@ void tm_space_map_fini(struct transaction_manager *tm);
 /* The changed counts have been cut. */
 void tm_forget_changed(struct transaction_manager *tm);
 
+/* Changes of an overflow tree that one step may make: what they read must fit into the
+   cache at the same time. At least 1. */
+uint32_t tm_step_changes(const struct transaction_manager *tm);
+
 /* Nodes of this transaction that the open operation has changed so far. */
 uint32_t tm_op_nr_nodes(const struct transaction_manager *tm);
 

@@ -403,6 +403,15 @@ merge_fetched(struct bm_fetch *fetch, int result)
         pool_check_idle(pool);
         return;
     }
+    if (result == -THIN_E_CACHE_FULL && (metaops_hold_frames(pool) || !c->alone)) {
+        bm_fetch_fini(fetch);
+        bm_fetch_init(fetch, pool->bm, merge_fetched);
+        c->alone = fetch->alone = true;
+        c->wants_frames = metaops_hold_frames(pool);
+        if (!c->wants_frames)
+            commit_step(pool);
+        return;
+    }
     if (result < 0) {
         bm_fetch_fini(fetch);
         if (!is_read_error(result) || !merge_around(pool, thin_strerror(result))) {
@@ -410,8 +419,20 @@ merge_fetched(struct bm_fetch *fetch, int result)
             return;
         }
         bm_fetch_init(fetch, pool->bm, merge_fetched);
+        c->alone = false;
     }
     commit_step(pool);
+}
+
+void
+commit_frames_let_go(struct pool *pool)
+{
+    struct committer *c = &pool->commit;
+
+    if (!c->wants_frames)
+        return;
+    c->wants_frames = false;
+    loop_defer(pool->loop, &c->step_task);
 }
 
 static void
@@ -456,6 +477,12 @@ commit_merge(struct pool *pool)
         if (r < 0)
             break;
         c->suspected = false;
+        if (c->fetch.nr_pinned) {
+            /* The next step has its own blocks to ask for. */
+            bm_fetch_fini(&c->fetch);
+            bm_fetch_init(&c->fetch, pool->bm, merge_fetched);
+            c->alone = false;
+        }
         /* The cut is a step of its own, unless others keep changing things. */
         if (pool_step_full(pool, began) && (more || c->cut_put_off++ < CUT_PUT_OFF_MAX)) {
             pool_step(pool, "merge", began);
@@ -476,6 +503,8 @@ commit_merge(struct pool *pool)
     if (r == -THIN_E_WOULD_BLOCK) {
         c->fetching = true;
         bm_fetch_start(&c->fetch);
+    } else if (r == -THIN_E_CACHE_FULL && metaops_hold_frames(pool)) {
+        c->wants_frames = true;
     } else if (r < 0) {
         bm_fetch_fini(&c->fetch);
         commit_failed(pool, r, &err, "prepare the commit");
@@ -514,6 +543,7 @@ commit_step(struct pool *pool)
         }
         c->epoch = pool->epoch;
         bm_fetch_init(&c->fetch, pool->bm, merge_fetched);
+        c->alone = false;
         if (c->bytes_unflushed > PREFLUSH_BYTES && c->flushed_seq < c->write_seq) {
             c->state = COMMIT_PREFLUSH;
             flush_want(pool, c->write_seq);
@@ -597,6 +627,7 @@ commit_roll_back(struct pool *pool, int result)
         bm_fetch_fini(&c->fetch);
     c->state = COMMIT_IDLE;
     c->wanted = false;
+    c->wants_frames = false;
     c->cut_txn = 0;
     c->failed_result = result;
     c->freeing = false;

@@ -6,7 +6,20 @@
 #include "core/base/cleanup.h"
 #include "core/pool/io_private.h"
 
-enum { OP_NEW, OP_LATE, OP_COMMIT, OP_FETCH };
+enum { OP_NEW, OP_LATE, OP_COMMIT, OP_FETCH, OP_ROOM };
+
+static void
+ops_late_add_all(struct pool *pool, struct metaop_list *list)
+{
+    struct metaop *op;
+
+    if (TAILQ_EMPTY(list))
+        return;
+    TAILQ_FOREACH(op, list, link)
+        op->state = OP_LATE;
+    TAILQ_CONCAT(&pool->ops_late, list, link);
+    loop_defer(pool->loop, &pool->ops_task);
+}
 
 static void
 op_finish(struct metaop *op, int result, const struct thin_error *err)
@@ -14,6 +27,8 @@ op_finish(struct metaop *op, int result, const struct thin_error *err)
     struct pool *pool = op->pool;
 
     bm_fetch_fini(&op->fetch);
+    commit_frames_let_go(pool);
+    ops_late_add_all(pool, &pool->ops_room);
     pool->nr_ops--;
     op->done(op, result, err);
     if (pool->rolling_back || pool->closing)
@@ -29,7 +44,17 @@ op_fail(struct metaop *op, int code)
     op_finish(op, thin_fail(&err, code, "%s", thin_strerror(code)), &err);
 }
 
+static void op_fetched(struct bm_fetch *fetch, int result);
+
+static void
+op_fetch_init(struct metaop *op)
+{
+    bm_fetch_init(&op->fetch, op->pool->bm, op_fetched);
+    op->fetch.alone = op->alone;
+}
+
 static void op_run(struct metaop *op);
+static void op_no_frame(struct metaop *op, struct thin_error *err);
 
 static void
 op_fetched(struct bm_fetch *fetch, int result)
@@ -39,12 +64,36 @@ op_fetched(struct bm_fetch *fetch, int result)
 
     TAILQ_REMOVE(&pool->ops_fetch, op, link);
     op->state = OP_NEW;
-    if (op->epoch != pool->epoch)
+    if (op->epoch != pool->epoch) {
         op_fail(op, -THIN_E_ROLLED_BACK);
-    else if (result < 0)
+    } else if (result == -THIN_E_CACHE_FULL) {
+        struct thin_error err;
+
+        thin_error_init(&err);
+        thin_fail(&err, result, "%s", thin_strerror(result));
+        op_no_frame(op, &err);
+    } else if (result < 0) {
         op_fail(op, result);
-    else
+    } else {
         op_run(op);
+    }
+}
+
+/* What is pinned could keep others from finding a frame meanwhile. */
+static void
+op_let_go(struct metaop *op)
+{
+    bm_fetch_fini(&op->fetch);
+    op_fetch_init(op);
+    commit_frames_let_go(op->pool);
+}
+
+static void
+op_again(struct metaop *op)
+{
+    op->state = OP_LATE;
+    TAILQ_INSERT_TAIL(&op->pool->ops_late, op, link);
+    loop_defer(op->pool->loop, &op->pool->ops_task);
 }
 
 /* No block to be had: what the oldest pinned view holds back is worth another try. */
@@ -56,11 +105,8 @@ op_without_pin(struct metaop *op)
     if (!pins_drop_oldest(pool, -THIN_E_NO_METADATA_SPACE))
         return false;
     op->commits_waited = 0;
-    bm_fetch_fini(&op->fetch);
-    bm_fetch_init(&op->fetch, pool->bm, op_fetched);
-    op->state = OP_LATE;
-    TAILQ_INSERT_TAIL(&pool->ops_late, op, link);
-    loop_defer(pool->loop, &pool->ops_task);
+    op_let_go(op);
+    op_again(op);
     return true;
 }
 
@@ -72,8 +118,7 @@ op_wait_commit(struct metaop *op, int code, struct thin_error *err)
 
     if (commit_freeing(pool) && code == -THIN_E_NEED_COMMIT) {
         /* What the last one set free is not all to be had yet. */
-        bm_fetch_fini(&op->fetch);
-        bm_fetch_init(&op->fetch, pool->bm, op_fetched);
+        op_let_go(op);
         op->state = OP_COMMIT;
         op->wait_txn = 0;
         TAILQ_INSERT_TAIL(&pool->ops_commit, op, link);
@@ -90,14 +135,47 @@ op_wait_commit(struct metaop *op, int code, struct thin_error *err)
         op_finish(op, code, err);
         return;
     }
-    /* What is pinned could keep others from finding a frame meanwhile. */
-    bm_fetch_fini(&op->fetch);
-    bm_fetch_init(&op->fetch, pool->bm, op_fetched);
+    op_let_go(op);
     /* The one that is being written may do; the open one follows in any case. */
     op->state = OP_COMMIT;
     op->wait_txn = pool->commit.cut_txn ? pool->commit.cut_txn : txn;
     TAILQ_INSERT_TAIL(&pool->ops_commit, op, link);
     commit_want(pool, txn);
+}
+
+bool
+metaops_hold_frames(const struct pool *pool)
+{
+    return !TAILQ_EMPTY(&pool->ops_fetch);
+}
+
+static void
+op_wait_room(struct metaop *op)
+{
+    op_let_go(op);
+    op->state = OP_ROOM;
+    TAILQ_INSERT_TAIL(&op->pool->ops_room, op, link);
+}
+
+/*
+ * Nothing in the cache may give way. Frames that others keep while they wait for a block
+ * come back when these have ended; without others there is the room of dirty frames, and
+ * if these use it, only a commit makes them clean.
+ */
+static void
+op_no_frame(struct metaop *op, struct thin_error *err)
+{
+    struct pool *pool = op->pool;
+
+    if (metaops_hold_frames(pool) || pool->commit.fetching) {
+        op_wait_room(op);
+    } else if (!op->alone) {
+        op->alone = true;
+        op_let_go(op);
+        op_again(op);
+    } else {
+        op_wait_commit(op, -THIN_E_CACHE_FULL, err);
+    }
 }
 
 static void
@@ -134,11 +212,16 @@ op_run(struct metaop *op)
         if (!op->reads_only)
             commit_note_change(pool);
         op_finish(op, 0, &err);
+    } else if (r == -THIN_E_WOULD_BLOCK && pool->commit.wants_frames) {
+        op_wait_room(op); /* the commit comes first */
     } else if (r == -THIN_E_WOULD_BLOCK) {
         op->state = OP_FETCH;
         TAILQ_INSERT_TAIL(&pool->ops_fetch, op, link);
         bm_fetch_start(&op->fetch);
-    } else if (r == -THIN_E_NEED_COMMIT || r == -THIN_E_CACHE_FULL) {
+    } else if (r == -THIN_E_CACHE_FULL) {
+        commit_want(pool, commit_last_txn(pool));
+        op_no_frame(op, &err);
+    } else if (r == -THIN_E_NEED_COMMIT) {
         op_wait_commit(op, r, &err);
     } else if (r != -THIN_E_NO_METADATA_SPACE || !op_without_pin(op)) {
         op_finish(op, r, &err);
@@ -177,8 +260,9 @@ metaop_start(struct pool *pool, struct metaop *op, bool may_finish_now)
     op->pool = pool;
     op->epoch = pool->epoch;
     op->commits_waited = 0;
+    op->alone = false;
     op->state = OP_NEW;
-    bm_fetch_init(&op->fetch, pool->bm, op_fetched);
+    op_fetch_init(op);
     pool->nr_ops++;
     /* Who waited comes first: what a commit made room for is his. */
     if (may_finish_now && pool->metadata_ready &&
@@ -200,14 +284,11 @@ metaops_after_cut(struct pool *pool)
     struct metaop *op;
 
     /* Not a commit waited for in full: it does not count. */
-    TAILQ_FOREACH(op, &pool->ops_commit, link) {
-        op->state = OP_LATE;
+    TAILQ_FOREACH(op, &pool->ops_commit, link)
         if (op->wait_txn)
             op->commits_waited--;
-    }
-    TAILQ_CONCAT(&pool->ops_late, &pool->ops_commit, link);
-    if (!TAILQ_EMPTY(&pool->ops_late))
-        loop_defer(pool->loop, &pool->ops_task);
+    ops_late_add_all(pool, &pool->ops_commit);
+    ops_late_add_all(pool, &pool->ops_room);
 }
 
 void
@@ -230,9 +311,8 @@ void
 metaops_roll_back(struct pool *pool)
 {
     /* Their epoch is over: told by ops_late_run and op_fetched. */
-    TAILQ_CONCAT(&pool->ops_late, &pool->ops_commit, link);
-    if (!TAILQ_EMPTY(&pool->ops_late))
-        loop_defer(pool->loop, &pool->ops_task);
+    ops_late_add_all(pool, &pool->ops_commit);
+    ops_late_add_all(pool, &pool->ops_room);
 }
 
 void

@@ -81,10 +81,14 @@ load_try(struct pool *pool)
                             &err);
     else
         r = metadata_load(pool->md, &err);
-    if (r == -THIN_E_WOULD_BLOCK)
+    if (r == -THIN_E_WOULD_BLOCK) {
+        /* It goes on where it stopped: only what it misses now must stay. */
+        bm_fetch_fini(&pool->end->fetch);
+        bm_fetch_init(&pool->end->fetch, pool->bm, load_fetched);
         bm_fetch_start(&pool->end->fetch);
-    else
+    } else {
         load_end(pool, r, &err);
+    }
 }
 
 void
@@ -373,6 +377,7 @@ open_objects(struct pool *pool, const struct pool_params *params, struct thin_er
     struct metadata_params mp = {
         .dev = pool->metadata_dev,
         .cache_blocks = pool->config.metadata_cache_blocks,
+        .cache_clean = params->cache_clean,
         .leaf_max = params->leaf_max,
         .internal_max = params->internal_max,
     };
@@ -472,6 +477,7 @@ pool_open(const struct pool_params *params,
     TAILQ_INIT(&pool->cores);
     TAILQ_INIT(&pool->ops_commit);
     TAILQ_INIT(&pool->ops_fetch);
+    TAILQ_INIT(&pool->ops_room);
     TAILQ_INIT(&pool->ops_late);
     metaops_init(pool);
     commit_init(pool);

@@ -104,6 +104,7 @@ struct pool_params {
     uint32_t nr_import_volumes;
 
     uint32_t leaf_max, internal_max; /* tests: small nodes */
+    uint32_t cache_clean;            /* tests: clean metadata blocks in the cache */
     /*
      * Opens an external origin (a path, or a URI) for reading; it may wait, on a thread of
      * the caller's. `opened` comes once, on `loop` (which the device is for), never from

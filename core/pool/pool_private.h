@@ -42,6 +42,7 @@ struct volume_frag;
  *
  *   runs ─ WOULD_BLOCK ─► undo, fetch, run again
  *        ─ NEED_COMMIT, CACHE_FULL ─► undo, wait for a commit, run again
+ *        ─ CACHE_FULL while others hold frames ─► undo, wait for one of them, run again
  *        ─ other errors ─► undo, done(error)
  *        ─ 0 ─► admitted and kept, done(0) at once, on the same turn: nothing runs between
  *
@@ -61,6 +62,7 @@ struct metaop {
     struct pool *pool;
     struct bm_fetch fetch;
     unsigned state;
+    bool alone; /* as bm_fetch.alone */
     uint64_t epoch;
     uint64_t wait_txn;
     unsigned
@@ -79,6 +81,8 @@ void metaops_init(struct pool *pool);
 void metaops_after_commit(struct pool *pool);
 /* The open transaction was cut: its tables have room again, for those who wait. */
 void metaops_after_cut(struct pool *pool);
+/* Operations that wait for a block hold frames in the cache, and will let them go. */
+bool metaops_hold_frames(const struct pool *pool);
 /* The epoch has changed: all that wait are told so. */
 void metaops_roll_back(struct pool *pool);
 
@@ -117,6 +121,8 @@ void commit_want(struct pool *pool, uint64_t txn);
    each turn; commit_freeing: more is to come, so who waits for room waits on. */
 void commit_free(struct pool *pool);
 bool commit_freeing(const struct pool *pool);
+/* An operation has let go of frames, which the merge may wait for. */
+void commit_frames_let_go(struct pool *pool);
 void commit_init(struct pool *pool);
 /* Metadata stands in memory (opened, or loaded again): numbers begin there. */
 void commit_begin_epoch(struct pool *pool);
@@ -145,6 +151,8 @@ struct committer {
     enum commit_state state;
     bool wanted;          /* a commit is to begin, or another one when this one ends */
     bool fetching;        /* the merge waits for a block */
+    bool wants_frames;    /* it waits until operations let go of frames */
+    bool alone;           /* as bm_fetch.alone, for this step of the merge */
     unsigned cut_put_off; /* turns so far */
     bool suspected;       /* it met damage once, and looks again */
     bool blocks_written;  /* of COMMIT_WRITING's two halves */
@@ -387,6 +395,7 @@ struct pool {
 
     struct metaop_list ops_commit; /* wait for a commit */
     struct metaop_list ops_fetch;  /* wait for a block */
+    struct metaop_list ops_room;   /* wait for others' frames of the cache */
     struct metaop_list ops_late;   /* finished, to be told by ops_task */
     struct thin_task ops_task;
     unsigned nr_ops;     /* started and not ended */

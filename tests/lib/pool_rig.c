@@ -1,4 +1,5 @@
 #include "tests/lib/pool_rig.h"
+#include "tests/lib/test_cache.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -65,6 +66,7 @@ rig_params(struct pool_rig *rig, struct pool_params *params, struct device *data
     params->data = data;
     params->metadata = metadata;
     pool_config_default(&params->config);
+    params->cache_clean = test_cache_clean();
     params->seed = 1;
     params->data_block_sectors = 128; /* 64 KiB */
     params->wall_clock_s = 1700000000;

@@ -1,5 +1,6 @@
 /* The simulated run's frame: turns, the pool's life, and the comparison with the model. */
 #include "tests/lib/sim_drive.h"
+#include "tests/lib/test_cache.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -188,6 +189,7 @@ sim_open_begin(struct sim *sim, struct device *data, struct device *metadata, bo
     params.metadata = metadata;
     pool_config_default(config);
     config->metadata_cache_blocks = 128 + (uint32_t)random_below(&sim->rng, 128);
+    params.cache_clean = test_cache_clean();
     config->mapping_cache_pages = 4 + (uint32_t)random_below(&sim->rng, 5);
     config->commit_interval_ms = 1 + random_below(&sim->rng, 40);
     config->on_full = random_below(&sim->rng, 2) ? POOL_ERROR : POOL_QUEUE;

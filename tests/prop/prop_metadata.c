@@ -24,6 +24,7 @@
 #include "core/base/random.h"
 #include "core/metadata/metadata.h"
 #include "tests/lib/recount.h"
+#include "tests/lib/test_cache.h"
 
 #define DEVS_MAX    14u
 #define VBLOCKS_MAX 3000u
@@ -583,6 +584,7 @@ open_md(struct rig *rig)
     const struct metadata_params params = {
         .dev = rig->dev,
         .cache_blocks = rig->setup->cache,
+        .cache_clean = test_cache_clean(),
         .waiting = rig->setup->waiting,
         .leaf_max = rig->setup->node_max,
         .internal_max = rig->setup->node_max,

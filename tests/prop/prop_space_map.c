@@ -438,6 +438,7 @@ START_TEST(counts_are_those_of_the_model)
     check_disk(counts, NR_BLOCKS);
     printf("%" PRIu64 " passes undone, %" PRIu64 " commits, %" PRIu32 " locks at most\n",
            rig->nr_undone, rig->nr_commits, rig->locks_high_water);
+    test_locks_within_bound(rig->locks_high_water);
     rig_destroy(rig);
 }
 END_TEST

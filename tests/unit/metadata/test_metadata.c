@@ -7,6 +7,7 @@
 #include "core/base/poll_loop.h"
 #include "core/metadata/metadata.h"
 #include "tests/lib/recount.h"
+#include "tests/lib/test_cache.h"
 
 #define NR_METADATA 2048u
 #define NR_DATA     5000u
@@ -50,8 +51,11 @@ static struct thin_error err;
 static void
 open_md(bool read_only)
 {
-    const struct metadata_params params = {
-        .dev = dev, .cache_blocks = 1024, .waiting = true, .read_only = read_only};
+    const struct metadata_params params = {.dev = dev,
+                                           .cache_blocks = 1024,
+                                           .cache_clean = test_cache_clean(),
+                                           .waiting = true,
+                                           .read_only = read_only};
 
     ck_assert_int_eq(metadata_create(&params, &md), 0);
 }

@@ -11,6 +11,7 @@
 #include "core/metadata/metadata.h"
 #include "tests/lib/device_fault.h"
 #include "tests/lib/recount.h"
+#include "tests/lib/test_cache.h"
 
 #define NR_BLOCKS 1200u /* mapped in device 1: a root and several leaves */
 
@@ -25,6 +26,7 @@ open_md(uint32_t node_max)
 {
     const struct metadata_params params = {.dev = dev,
                                            .cache_blocks = 256,
+                                           .cache_clean = test_cache_clean(),
                                            .waiting = true,
                                            .leaf_max = node_max,
                                            .internal_max = node_max};

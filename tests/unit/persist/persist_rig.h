@@ -24,6 +24,7 @@
 #include "tests/lib/device_fault.h"
 #include "tests/lib/recount.h"
 #include "tests/lib/sim_loop.h"
+#include "tests/lib/test_cache.h"
 
 /* Check's own asserts write to a pipe each time: too slow for millions. */
 #define want(cond)                          \
@@ -238,6 +239,13 @@ rig_fetch_wait(struct rig *rig, struct rig_fetch *f)
     while (!f->done)
         want(sim_loop_step(rig->loop));
     rig->nr_fetches++;
+    if (f->result == -THIN_E_CACHE_FULL && !f->fetch.alone) {
+        /* As the pool does with an operation that reads much: it is tried alone. */
+        bm_fetch_fini(&f->fetch);
+        bm_fetch_init(&f->fetch, rig->bm, rig_fetch_done);
+        f->fetch.alone = true;
+        return 0;
+    }
     return f->result;
 }
 
@@ -438,6 +446,13 @@ rig_merge_op(struct rig *rig, void *arg, struct thin_error *err)
     return sm_merge_step(rig->sm, arg, err);
 }
 
+static inline int
+rig_tm_merge_op(struct rig *rig, void *arg, struct thin_error *err)
+{
+    (void)arg;
+    return tm_merge_step(rig->tm, err);
+}
+
 /* tm_prepare_cut is an operation of its own. */
 static inline int
 rig_prepare(struct rig *rig, struct space_map_root *ret_root)
@@ -522,6 +537,8 @@ rig_commit_start(struct rig *rig)
     before = tm_nr_free(rig->tm);
     while (r == 0 && more)
         r = rig_do(rig, TM_COMMIT, rig_merge_op, &more);
+    while (r == 0 && tm_merge_left(rig->tm))
+        r = rig_do(rig, TM_COMMIT, rig_tm_merge_op, NULL);
     if (r == 0)
         r = rig_prepare(rig, &sb.metadata_sm);
     if (r < 0)
@@ -563,8 +580,10 @@ rig_recount(struct rig *rig)
 static inline void
 rig_make_managers(struct rig *rig)
 {
-    struct bm_params bp = {
-        .dev = rig->dev, .nr_frames = rig->nr_frames, .waiting = rig->waiting};
+    struct bm_params bp = {.dev = rig->dev,
+                           .nr_frames = rig->nr_frames,
+                           .nr_clean = test_cache_clean(),
+                           .waiting = rig->waiting};
     struct tm_params tp = {.reserve = rig->reserve, .node_max = rig->node_max};
 
     if (!rig->bm)

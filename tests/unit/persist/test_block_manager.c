@@ -297,27 +297,6 @@ START_TEST(cache_is_full_when_nothing_may_give_way)
 }
 END_TEST
 
-START_TEST(pinned_and_locked_frames_stay)
-{
-    struct bm_block *block, *locked = get(1);
-    struct rig_fetch f;
-
-    bm_fetch_init(&f.fetch, bm, rig_fetch_done);
-    ck_assert_int_eq(bm_read_lock(bm, 2, &bitmap_v, &block, &err), -THIN_E_WOULD_BLOCK);
-    fetch(&f);
-    for (mblock_t b = 10; b < 300; b++)
-        bm_unlock(get(b));
-    ck_assert_ptr_nonnull(bm_find(bm, 1));
-    ck_assert_ptr_nonnull(bm_find(bm, 2));
-    bm_fetch_fini(&f.fetch);
-    bm_unlock(locked);
-    for (mblock_t b = 10; b < 300; b++)
-        bm_unlock(get(b));
-    ck_assert_ptr_null(bm_find(bm, 1));
-    ck_assert_ptr_null(bm_find(bm, 2));
-}
-END_TEST
-
 static bool io_done;
 static int io_result;
 
@@ -339,6 +318,57 @@ write_cut(void)
         ck_assert(sim_loop_step(loop));
     return io_result;
 }
+
+START_TEST(clean_frames_leave_room_for_dirty_ones)
+{
+    struct bm_block *block;
+    struct bm_stats stats;
+
+    for (mblock_t b = 10; b < 100; b++) {
+        bm_unlock(get(b));
+        bm_get_stats(bm, &stats);
+        ck_assert_uint_le(stats.frames_clean, BM_CLEAN_MIN);
+    }
+    ck_assert_uint_eq(stats.frames_clean, BM_CLEAN_MIN);
+    /* So many become dirty and none of the clean ones goes; the next takes a clean one's
+       place. */
+    for (mblock_t b = 200; b < 200 + BM_DIRTY_MIN + 1; b++) {
+        bm_get_stats(bm, &stats);
+        ck_assert_uint_eq(stats.frames_clean, BM_CLEAN_MIN);
+        ck_assert_int_eq(bm_new_lock(bm, b, &bitmap_v, &block, &err), 0);
+        bm_unlock(block);
+    }
+    bm_get_stats(bm, &stats);
+    ck_assert_uint_eq(stats.frames_clean, BM_CLEAN_MIN - 1);
+    /* What was written is clean, and no more than others. */
+    bm_cut(bm);
+    ck_assert_int_eq(write_cut(), 0);
+    bm_get_stats(bm, &stats);
+    ck_assert_uint_eq(stats.frames_clean, BM_CLEAN_MIN);
+    ck_assert_uint_eq(stats.frames_dirty + stats.frames_writing, 0);
+}
+END_TEST
+
+START_TEST(pinned_and_locked_frames_stay)
+{
+    struct bm_block *block, *locked = get(1);
+    struct rig_fetch f;
+
+    bm_fetch_init(&f.fetch, bm, rig_fetch_done);
+    ck_assert_int_eq(bm_read_lock(bm, 2, &bitmap_v, &block, &err), -THIN_E_WOULD_BLOCK);
+    fetch(&f);
+    for (mblock_t b = 10; b < 300; b++)
+        bm_unlock(get(b));
+    ck_assert_ptr_nonnull(bm_find(bm, 1));
+    ck_assert_ptr_nonnull(bm_find(bm, 2));
+    bm_fetch_fini(&f.fetch);
+    bm_unlock(locked);
+    for (mblock_t b = 10; b < 300; b++)
+        bm_unlock(get(b));
+    ck_assert_ptr_null(bm_find(bm, 1));
+    ck_assert_ptr_null(bm_find(bm, 2));
+}
+END_TEST
 
 START_TEST(cut_is_written_in_joined_runs_and_leaves_clean_frames)
 {
@@ -445,6 +475,7 @@ main(void)
     tcase_add_test(tc, reset_cancels_what_is_being_read);
     tcase_add_test(tc, new_block_takes_over_one_that_is_being_read);
     tcase_add_test(tc, cache_is_full_when_nothing_may_give_way);
+    tcase_add_test(tc, clean_frames_leave_room_for_dirty_ones);
     tcase_add_test(tc, pinned_and_locked_frames_stay);
     tcase_add_test(tc, cut_is_written_in_joined_runs_and_leaves_clean_frames);
     tcase_add_test(tc, failed_write_is_told_and_only_reset_goes_on);

@@ -17,6 +17,7 @@
 #include "tests/lib/device_crash.h"
 #include "tests/lib/recount.h"
 #include "tests/lib/sim_loop.h"
+#include "tests/lib/test_cache.h"
 
 #define RIG_BLOCK 65536u
 
@@ -131,6 +132,7 @@ rig_init(uint64_t data_blocks, uint64_t metadata_blocks)
     rig.metadata = crash_disk_create(&rig.rng, metadata_blocks * 4096, NULL);
     pool_config_default(&rig.params.config);
     rig.params.config.metadata_cache_blocks = 2048;
+    rig.params.cache_clean = test_cache_clean();
     rig.params.config.mapping_cache_pages = 64;
     rig.params.config.commit_max_dirty = 1024;
 }

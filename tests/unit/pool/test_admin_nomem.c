@@ -4,6 +4,7 @@
  */
 #include <errno.h>
 
+#include "tests/lib/test_cache.h"
 #include "tests/unit/pool/admin_rig.h"
 
 #ifndef THIN_SANITIZED /* the sanitizers bring an allocator of their own */
@@ -185,6 +186,7 @@ START_TEST(each_failed_allocation_is_an_error_and_nothing_more)
     rig.loop = sim_loop_create(1);
     pool_config_default(&rig.params.config);
     rig.params.config.metadata_cache_blocks = 256;
+    rig.params.cache_clean = test_cache_clean();
     rig.params.config.mapping_cache_pages = 16;
     do {
         /* The first round warms up what lives on, as the loop's room for timers. */

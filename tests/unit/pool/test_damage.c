@@ -18,6 +18,7 @@
 #include "tests/lib/device_fault.h"
 #include "tests/lib/pool_rig.h"
 #include "tests/lib/sim_loop.h"
+#include "tests/lib/test_cache.h"
 
 #define BLOCK     65536u
 #define NR_BLOCKS 40000u /* three bitmaps */
@@ -50,6 +51,7 @@ open_pool(bool format)
     params.format = format;
     params.leaf_max = params.internal_max = 6;
     params.config.metadata_cache_blocks = 64;
+    params.cache_clean = test_cache_clean();
     params.config.commit_interval_ms = 3600 * 1000;
     ck_ok(rig_open(&rig, &params));
     if (format)

@@ -19,6 +19,7 @@
 #include "core/pool/pool.h"
 #include "tests/lib/recount.h"
 #include "tests/lib/sim_loop.h"
+#include "tests/lib/test_cache.h"
 
 #define BLOCK          65536u
 #define DATA_BYTES     (100ull * BLOCK)
@@ -262,6 +263,7 @@ open_pool(bool format)
     params.metadata = disk_open(&metadata, loop);
     pool_config_default(&params.config);
     params.config.metadata_cache_blocks = 256;
+    params.cache_clean = test_cache_clean();
     params.config.mapping_cache_pages = 16;
     params.config.on_full = POOL_ERROR;
     params.data_block_sectors = BLOCK / 512;
