@@ -54,6 +54,7 @@ struct device_extent {
 };
 
 struct device;
+struct stat;
 
 /*
  * One request. Embed it. The submitter fills the first part and leaves everything
@@ -178,6 +179,13 @@ struct device_file_params {
     bool pad_tail; /* with read_only: a last part of a sector counts, followed by zeros */
     enum device_file_way way; /* AUTO unless a test, a bench or a switch says otherwise */
 };
+
+/*
+ * -THIN_E_BUSY: the regular file backs a loop device; written through both it would have two
+ * caches that know nothing of each other. device_file_open asks it by itself.
+ */
+int device_file_check_no_loop(const char *path, const struct stat *file,
+                              struct thin_error *err);
 
 /*
  * Opens a regular file or block device. Takes the exclusive open-file-description

@@ -51,9 +51,9 @@ backs_this_loop(const char *loop_name, const struct stat *file)
            st.st_ino == file->st_ino;
 }
 
-/* A file that is also a block device would be written by two caches. */
-static int
-check_no_loop(const char *path, const struct stat *file, struct thin_error *err)
+int
+device_file_check_no_loop(const char *path, const struct stat *file,
+                          struct thin_error *err)
 {
     unsigned looked = 0;
     struct dirent *e;
@@ -331,7 +331,7 @@ open_parts(struct file_device *f, const struct device_file_params *p,
     if (r == 0 && !f->is_block && !p->no_lock)
         r = lock_file(f->fd, p, err);
     if (r == 0 && !f->is_block && !p->no_lock)
-        r = check_no_loop(p->path, &st, err);
+        r = device_file_check_no_loop(p->path, &st, err);
     if (r < 0)
         return r;
     f->offset_align = 1;

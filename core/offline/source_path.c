@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "core/base/cleanup.h"
+#include "core/device/device.h"
 #include "core/offline/source.h"
 
 struct path_source {
@@ -172,6 +173,12 @@ open_fd(const char *path, enum source_mode mode, struct path_source *p,
     p->cached = true;
     p->direct_fd = open_direct(p->fd);
     *ret_size = (uint64_t)st.st_size;
+    if (mode == SOURCE_WRITE) {
+        int r = device_file_check_no_loop(path, &st, err);
+
+        if (r < 0)
+            return r;
+    }
     return mode == SOURCE_READ_SHARED ? 0 : lock_file(p->fd, mode, path, err);
 }
 

@@ -10,6 +10,7 @@
 
 #include "core/base/checked.h"
 #include "core/base/cleanup.h"
+#include "core/device/device.h"
 #include "core/offline/trim.h"
 #include "core/tools/tool.h"
 
@@ -71,7 +72,7 @@ open_data(const char *path, struct trimmer *t, struct thin_error *err)
     if (fcntl(t->fd, F_OFD_SETLK, &lock) < 0)
         return thin_fail(err, -THIN_E_BUSY,
                          "%s is in use by another program; close its pool first", path);
-    return 0;
+    return device_file_check_no_loop(path, &st, err);
 }
 
 static int

@@ -129,8 +129,14 @@ attach() { # FILE: its device in $loop
 	LOOPS+=("$loop")
 }
 attach "$W/tank.data"
+truncate -s 16M "$W/b.meta"
 start_server
 thincli --json pool show tank | grep_q "backing file of $loop" || fail "a loop device's file was opened"
+losetup -d "$loop"
+attach "$W/b.meta" # as if a pool were served from there
+must_fail 1 "backing file of $loop" thinmeta check --clear-needs-check-flag "$W/b.meta"
+must_fail 1 "backing file of $loop" thinmeta restore -i "$W/plain.xml" -o "$W/b.meta"
+must_fail 1 "backing file of $loop" thinmeta repair -i "$W/plain.meta" -o "$W/b.meta"
 losetup -d "$loop"
 detached() { [ -z "$(losetup -j "$W/tank.data")" ]; }
 wait_until 30 "$loop does not go" detached # whoever looks at it holds it a moment longer
@@ -138,7 +144,6 @@ thincli pool open tank
 
 # Block devices are held alone: against another daemon, a mount, and each other.
 truncate -s 64M "$W/b.data" "$W/b.fs"
-truncate -s 16M "$W/b.meta"
 attach "$W/b.data"
 bdata=$loop
 attach "$W/b.meta"
