@@ -8,6 +8,7 @@
 
 #include "core/base/checked.h"
 #include "core/base/cleanup.h"
+#include "core/base/log.h"
 #include "core/ondisk/superblock.h"
 #include "server/backing.h"
 #include "server/probe.h"
@@ -128,24 +129,18 @@ pool_devices_unmake(const struct pool_devices *d)
         unlink(d->metadata_path);
 }
 
-/*
- * What is there is used as it is; who also says a size must mean it. An empty file is like
- * one that does not exist.
- */
-static int
-check_said_size(struct pool_devices *d, const char *path, uint64_t said,
-                struct probe_file *file)
+/* What is there is used as it is, whatever size was said; an empty file is like none. */
+static void
+heed_said_size(const char *path, uint64_t said, struct probe_file *file)
 {
     if (!said || !file->exists || file->size == said)
-        return 0;
+        return;
     if (file->ino && !file->is_block && file->size == 0)
         file->exists = false;
-    else if (!d->force)
-        return thin_fail(&d->err, -THIN_E_INVALID,
-                         "%s exists and has %" PRIu64 " bytes, not %" PRIu64
-                         "; leave the size out to use it as it is",
-                         path, file->size, said);
-    return 0;
+    else
+        log_notice("used as it is: it exists, and has another size than was said path=%s "
+                   "size=%" PRIu64 " said=%" PRIu64,
+                   path, file->size, said);
 }
 
 static int
@@ -183,12 +178,11 @@ static int
 make_files(struct pool_devices *d, struct probe_file *data, struct probe_file *metadata)
 {
     uint64_t data_size = 0, metadata_size = 0;
-    int r = check_said_size(d, d->data_path, d->data_size, data);
+    int r;
 
-    if (r == 0)
-        r = check_said_size(d, d->metadata_path, d->metadata_size, metadata);
-    if (r == 0)
-        r = check_sizes(d, data, metadata, &data_size, &metadata_size);
+    heed_said_size(d->data_path, d->data_size, data);
+    heed_said_size(d->metadata_path, d->metadata_size, metadata);
+    r = check_sizes(d, data, metadata, &data_size, &metadata_size);
     if (r == 0 && !d->force && data->exists)
         r = look_for_signatures(d->data_path, d->data_head, d->data_head_len, data_size,
                                 &d->err);
