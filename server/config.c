@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "core/base/checked.h"
 #include "core/base/cleanup.h"
@@ -479,6 +480,15 @@ check_whole(struct server_config *c, const char *path, struct thin_error *err)
             "%s: [tls] cert, key and ca are needed, since a listener uses TLS; "
             "make them with thincli pki",
             path);
+    if (c->listen_unix) {
+        AUTO_FREE char *text = NULL;
+
+        if (asprintf(&text, "unix:%s", c->listen_unix) < 0)
+            return thin_fail_code(err, -ENOMEM, "read the configuration");
+        r = socket_address_parse(text, 0, &address, err);
+        if (r < 0)
+            return thin_wrap(err, -THIN_E_CONFIG, "%s: [listen] unix", path);
+    }
     if (c->listen_tls) {
         r = socket_address_parse_host(c->listen_tls, PROTO_PORT, &address, err);
         if (r < 0)
@@ -490,6 +500,14 @@ check_whole(struct server_config *c, const char *path, struct thin_error *err)
 /* A data file grows when it is nearly full, by a tenth and up to twice its first size. */
 static const struct pool_auto_extend extend_default = {
     .percent = 90, .step_percent = 10, .limit_percent = 200};
+
+static bool
+is_folder(FILE *file)
+{
+    struct stat st;
+
+    return fstat(fileno(file), &st) == 0 && S_ISDIR(st.st_mode);
+}
 
 int
 config_read(const char *path, struct server_config *ret_config, struct thin_error *err)
@@ -510,7 +528,8 @@ config_read(const char *path, struct server_config *ret_config, struct thin_erro
     c.pool.extend_data = extend_default;
     r = ini_parse_stream(read_line, &rd, handle, &rd);
     if (rd.result == 0 && ferror(file))
-        rd.result = thin_fail_code(err, -EIO, "read the configuration %s", path);
+        rd.result = thin_fail_code(err, is_folder(file) ? -EISDIR : -EIO,
+                                   "read the configuration %s", path);
     if (rd.result == 0 && r > 0)
         rd.result = thin_fail(err, -THIN_E_CONFIG,
                               "%s:%d: neither [section] nor KEY = VALUE", path, r);

@@ -150,9 +150,11 @@ listener_open(struct server *server, enum listener_face face,
         l->sockets[i].watch.ready = on_ready;
     }
     if (r < 0) {
+        bool activated = l->activated;
+
         l->nr_sockets = 0;
         listener_close(l);
-        return thin_wrap(err, r, "listen on %s", text);
+        return activated ? thin_fail_code(err, r, "listen on %s", text) : r;
     }
     if (l->address.kind == SOCKET_TCP && l->address.port == 0) {
         l->address.port = socket_local_port(fds[0]); /* the system chose one */

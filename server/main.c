@@ -300,6 +300,12 @@ pools_settled(void *arg)
                process.server.nr_listeners);
 }
 
+static int
+no_such_user(const char *user, struct thin_error *err)
+{
+    return thin_fail(err, -THIN_E_CONFIG, "[server] user: no such user: %s", user);
+}
+
 /* All files and devices are opened as this user from here on. */
 static int
 drop_rights(const char *user, struct thin_error *err)
@@ -307,7 +313,7 @@ drop_rights(const char *user, struct thin_error *err)
     struct passwd *pw = getpwnam(user);
 
     if (!pw)
-        return thin_fail(err, -THIN_E_CONFIG, "[server] user: no such user: %s", user);
+        return no_such_user(user, err);
     if (geteuid() == pw->pw_uid)
         return 0;
     if (initgroups(user, pw->pw_gid) < 0 || setgid(pw->pw_gid) < 0 ||
@@ -334,6 +340,8 @@ check_only(struct server *s)
     struct thin_error err;
     int r = load_tls(&s->config, &s->tls, &s->nbd_tls, &err);
 
+    if (r == 0 && s->config.user && !getpwnam(s->config.user))
+        r = no_such_user(s->config.user, &err);
     if (r < 0)
         fprintf(stderr, "thinsrv: %s: %s\n", s->config_path, err.text);
     else
@@ -382,6 +390,9 @@ start(struct server *s, sigset_t *set, struct thin_error *err)
     s->started_s = (uint64_t)time(NULL);
     if (s->config.workers > 1)
         log_notice("this version serves all pools on one loop workers=1");
+    if (s->config.metrics_listen)
+        log_warning("this version serves no metrics; nobody listens on address=%s",
+                    s->config.metrics_listen);
     pools_start(s->pools, pools_settled, NULL);
     return 0;
 }

@@ -138,11 +138,18 @@ workers = many' '[server]
 state_dir = /tmp/x
 [listen]
 tls = 127.0.0.1:1' "[server]
-state_dir = $(printf 'x%.0s' $(seq 200))" 'no section'; do
+state_dir = $(printf 'x%.0s' $(seq 200))" "[server]
+state_dir = /tmp/x
+[listen]
+unix = /tmp/$(printf 'x%.0s' $(seq 110))" 'no section'; do
 	printf '%s\n' "$bad" >"$W/bad.conf"
 	must_fail 1 "bad.conf" thinsrv --check-config --config "$W/bad.conf"
 done
+printf '[server]\nstate_dir = %s\nuser = nobody-of-that-name\n' "$W/state2" >"$W/bad.conf"
+must_fail 1 "no such user" thinsrv --check-config --config "$W/bad.conf"
+must_fail 1 "no such user" thinsrv --config "$W/bad.conf"
 must_fail 1 "No such file" thinsrv --config "$W/none.conf"
+must_fail 1 "Is a directory" thinsrv --config "$W"
 thinsrv --check-config --config "$W/thinsrv.conf"
 
 echo "garbage on both sockets does no harm"
