@@ -198,7 +198,7 @@ resize_plan(struct admin_job *job, struct thin_error *err)
     if (job->value < record->size && !job->flag)
         return thin_fail(err, -THIN_E_INVALID,
                          "volume %s has %" PRIu64 " bytes; shrinking it to %" PRIu64
-                         " would discard what is beyond",
+                         " would discard what is beyond; say --allow-shrink to mean it",
                          job->name, record->size, job->value);
     if (job->value > record->size && (record->flags & RECORD_TRIMMING))
         return thin_fail(err, -THIN_E_BUSY,

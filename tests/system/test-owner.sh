@@ -13,7 +13,7 @@ thincli volume create tank/vol 16M
 nbdsh -u "$(uri tank/vol)" -c 'h.pwrite(b"x" * 4096, 0); h.flush()'
 
 # The mark of a metadata file: "HOST BOOT START", or with a byte, as if a machine had it
-# whose id is made of that byte.
+# whose id is made of that byte; with a second word, this machine in a boot with such an id.
 cat >"$W/mark.py" <<'END'
 import struct, sys
 T = 384
@@ -27,7 +27,8 @@ f = open(sys.argv[1], "r+b")
 block = bytearray(f.read(4096))
 assert struct.unpack_from("<Q", block, T)[0] == 0x314c525454494854, "no trailer"
 if len(sys.argv) > 2:
-    block[T+72:T+88] = bytes([int(sys.argv[2])]) * 16
+    at = T + (88 if len(sys.argv) > 3 else 72)
+    block[at:at+16] = bytes([int(sys.argv[2])]) * 16
     struct.pack_into("<I", block, T + 124, crc32c(block[T:T+124]) ^ 0xffffffff)
     struct.pack_into("<I", block, 0, crc32c(block[4:]) ^ 160774)
     f.seek(0); f.write(block)
@@ -92,6 +93,12 @@ nbdsh -u "$(uri tank/vol)" -c 'assert h.pread(4096, 0) == b"x" * 4096'
 kill_server
 start_server
 thincli volume show tank/vol >/dev/null
+kill_server
+same "$(mark "$W/tank.meta" 55 boot | cut -d' ' -f1,2)" "$host 37373737373737373737373737373737" "the mark of another boot"
+thinmeta check -q --clear-needs-check-flag "$W/tank.meta" || fail "another boot stands in a tool's way"
+start_server
+thincli volume show tank/vol >/dev/null
+same "$(mark "$W/tank.meta" | cut -d' ' -f2)" "$boot" "the mark after another boot's"
 
 # Another machine.
 kill_server
