@@ -60,7 +60,8 @@ int metadata_format(struct metadata *md, uint32_t data_block_sectors,
 
 /*
  * Loads superblock and metadata space map; right after metadata_create or metadata_reset.
- * -THIN_E_WOULD_BLOCK: fetch and call again. After any other error: metadata_reset first.
+ * -THIN_E_WOULD_BLOCK: fetch and call again (also once in between, with nothing missing,
+ * so that a step is short). After any other error: metadata_reset first.
  * -THIN_E_NOT_THIN for a device that holds no pool (all zeros: words say so),
  * -THIN_E_CHECKSUM, -THIN_E_UNSUPPORTED, -THIN_E_RANGE if the device is smaller than
  * recorded (with both sizes).

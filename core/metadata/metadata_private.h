@@ -76,6 +76,7 @@ struct metadata {
     struct block_manager *bm;
     struct transaction_manager *tm;
     struct space_map *data_sm; /* NULL until loaded or formatted */
+    bool half_loaded;          /* the metadata space map is, and that was told */
     uint64_t txn;
 
     struct md_state now, before;

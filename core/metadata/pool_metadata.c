@@ -86,6 +86,7 @@ forget(struct metadata *md)
     md->data_sm = NULL;
     tm_destroy(md->tm);
     md->tm = NULL;
+    md->half_loaded = false;
     memset(&md->now, 0, sizeof(md->now));
 }
 
@@ -403,6 +404,11 @@ metadata_load(struct metadata *md, struct thin_error *err)
     r = tm_load(md->tm, &sb.metadata_sm, err);
     if (r < 0)
         return thin_wrap(err, r, "load the metadata space map");
+    if (!md->params.waiting && !md->half_loaded) {
+        /* What follows makes large tables: a step of its own. */
+        md->half_loaded = true;
+        return -THIN_E_WOULD_BLOCK;
+    }
     memset(&md->now, 0, sizeof(md->now));
     md->now.sb = sb;
     r = sm_open(md->tm, &sb.data_sm, &md->data_sm, err);

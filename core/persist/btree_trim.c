@@ -10,7 +10,7 @@
 #include "core/persist/bm_private.h"
 #include "core/persist/btree_private.h"
 
-#define TRIM_VALUES 192u /* given back one by one in one call: more is for the next */
+#define TRIM_VALUES 64u  /* given back one by one in one call: more is for the next */
 #define TRIM_CACHE  4u   /* this part of the clean frames may be leaves of one call */
 
 struct trim {

@@ -35,7 +35,7 @@ struct sm_group {
 };
 
 #define SM_PAGE_BLOCKS  512u
-#define SM_MERGE_BLOCKS 256u /* changes merged by one step */
+#define SM_MERGE_BLOCKS 96u /* changes merged by one step */
 
 /* Pending bits of SM_PAGE_BLOCKS data blocks. */
 struct sm_page {

@@ -324,9 +324,7 @@ open_geometry(struct pool *pool, struct thin_error *err)
                          "(%llu blocks of %u)",
                          (unsigned long long)pool->data->size, (unsigned long long)need,
                          (unsigned long long)ms.nr_blocks, pool->block_size);
-    r = space_create(pool);
-    if (r == 0)
-        r = limits_create(pool);
+    r = limits_create(pool);
     if (r == 0)
         r = pieces_create(pool);
     if (r == 0)
@@ -355,20 +353,47 @@ open_begin(struct pool *pool, int result, const struct thin_error *err)
 }
 
 static void
-open_loaded(struct pool *pool, int result, const struct thin_error *err)
+open_geometry_run(struct thin_task *task)
 {
-    struct thin_error own;
+    struct pool *pool = container_of(task, struct pool_end, task)->pool;
+    struct thin_error err;
+    int r;
 
-    thin_error_init(&own);
-    if (result == 0) {
-        result = open_geometry(pool, &own);
-        err = &own;
-    }
+    thin_error_init(&err);
+    r = open_geometry(pool, &err);
     /* What the format would refuse was refused: only now does the old pool go. */
-    if (result == 0 && pool->end->format)
+    if (r == 0 && pool->end->format)
         format_wipe(pool, open_begin);
     else
+        open_begin(pool, r, &err);
+}
+
+static void
+open_space_run(struct thin_task *task)
+{
+    struct pool *pool = container_of(task, struct pool_end, task)->pool;
+    struct thin_error err;
+    int r = space_create(pool);
+
+    if (r < 0) {
+        thin_error_init(&err);
+        open_begin(pool, thin_fail(&err, r, "%s", thin_strerror(r)), &err);
+        return;
+    }
+    task->run = open_geometry_run;
+    loop_defer(pool->loop, task);
+}
+
+/* The tables are large: each is made in a turn of its own, others use the loop. */
+static void
+open_loaded(struct pool *pool, int result, const struct thin_error *err)
+{
+    if (result < 0) {
         open_begin(pool, result, err);
+        return;
+    }
+    pool->end->task.run = open_space_run;
+    loop_defer(pool->loop, &pool->end->task);
 }
 
 static int

@@ -9,6 +9,7 @@
  * Files are sparse and in the page cache: "cold" means not in the engine's cache.
  */
 #include <inttypes.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -454,8 +455,10 @@ tell_steps(const struct step_loop_stats *steps)
     struct pool_step_info infos[POOL_STEPS_MAX];
     unsigned nr = pool ? pool_get_steps(pool, infos, POOL_STEPS_MAX) : 0;
 
-    printf("    callback %p (main %p)\n", steps->longest_fn,
-           (const void *)(uintptr_t)work_begin);
+    for (unsigned i = 0; i < STEP_LOOP_LONG_MAX && steps->longs[i].fn; i++)
+        printf("    callback work_begin%+td %" PRIu64 " times, longest %" PRIu64 " us\n",
+               (intptr_t)steps->longs[i].fn - (intptr_t)work_begin, steps->longs[i].nr,
+               steps->longs[i].longest_ns / 1000);
     for (unsigned i = 0; i < nr; i++)
         if (infos[i].longest_ns > STEP_LIMIT_NS)
             printf("    %-32s %8" PRIu64 " times, longest %6" PRIu64 " us, %u locks\n",

@@ -56,13 +56,22 @@ static void
 note(struct step_loop *sl, uint64_t began, const void *fn)
 {
     uint64_t took = used_ns() - began;
+    struct step_loop_stats *stats = &sl->stats;
 
-    sl->stats.nr_steps++;
-    sl->stats.nr_long += took > sl->limit_ns;
-    if (took <= sl->stats.longest_ns)
+    stats->nr_steps++;
+    if (took > stats->longest_ns)
+        stats->longest_ns = took;
+    if (took <= sl->limit_ns)
         return;
-    sl->stats.longest_ns = took;
-    sl->stats.longest_fn = fn;
+    stats->nr_long++;
+    for (unsigned i = 0; i < STEP_LOOP_LONG_MAX; i++)
+        if (!stats->longs[i].fn || stats->longs[i].fn == fn) {
+            stats->longs[i].fn = fn;
+            stats->longs[i].nr++;
+            if (took > stats->longs[i].longest_ns)
+                stats->longs[i].longest_ns = took;
+            break;
+        }
 }
 
 /* The function's address, as a word that can be told. */

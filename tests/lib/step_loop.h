@@ -7,10 +7,15 @@
 
 #include "core/base/loop.h"
 
+#define STEP_LOOP_LONG_MAX 8u /* callbacks that are told apart */
+
 struct step_loop_stats {
     uint64_t nr_steps, nr_long; /* long: above `limit_ns` */
     uint64_t longest_ns;
-    const void *longest_fn; /* the callback's address */
+    struct {
+        const void *fn; /* the callback's address; NULL: no more */
+        uint64_t nr, longest_ns;
+    } longs[STEP_LOOP_LONG_MAX];
 };
 
 /* Borrows `inner`, which can wait (poll_loop.h). Aborts when out of memory. */
