@@ -9,7 +9,7 @@
 # comes out on stdout; its exit code is ours (124: too long, 125: the guest died).
 # Packages are fetched once into VM_CACHE (default: a folder in the user's cache).
 set -euo pipefail
-limit=180 memory=512
+limit=600 memory=512 # a busy machine takes ten times what a quiet one does
 while getopts t:m: o; do
 	case $o in
 	t) limit=$OPTARG ;;
@@ -27,12 +27,18 @@ trap 'rm -rf "$work"' EXIT
 
 # A package and what it depends on, unpacked into a folder.
 unpack() { # folder, packages
-	local folder=$1 p
+	local folder=$1 p _
 	shift
 	mkdir -p "$folder" "$cache/deb"
 	for p; do
-		ls "$cache"/deb/"${p}"_*.deb >/dev/null 2>&1 ||
-			(cd "$cache/deb" && apt-get -q download "$p" >/dev/null 2>&1) || continue
+		for _ in 1 2 3; do # a mirror may fail for a moment
+			ls "$cache"/deb/"${p}"_*.deb >/dev/null 2>&1 ||
+				(cd "$cache/deb" && apt-get -q download "$p" >/dev/null 2>&1) && break
+		done
+		ls "$cache"/deb/"${p}"_*.deb >/dev/null 2>&1 || {
+			echo "boot.sh: the package $p does not come" >&2
+			continue
+		}
 		dpkg -x "$(ls "$cache"/deb/"${p}"_*.deb | head -n 1)" "$folder"
 	done
 }

@@ -68,7 +68,7 @@ go xfs /dev/vde /dev/vdf /dev/vdg /dev/vdh
 END
 disks=()
 for fs in ext4 xfs; do for v in plain shared snap trimmed; do disks+=("$(uri tank/$fs-$v)"); done; done
-"$SRC/tests/system/vm/boot.sh" -t 400 "$W/guest.sh" "${disks[@]}" >"$W/console" || {
+"$SRC/tests/system/vm/boot.sh" -t 1000 "$W/guest.sh" "${disks[@]}" >"$W/console" || {
 	rc=$?
 	tail -n 30 "$W/console"
 	fail "the guest: exit $rc"
