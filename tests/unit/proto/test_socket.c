@@ -174,7 +174,7 @@ accept_now(int fd)
     struct pollfd pfd = {.fd = fd, .events = POLLIN};
     int got = -1;
 
-    ck_assert_int_eq(poll(&pfd, 1, 1000), 1);
+    ck_assert_int_eq(poll(&pfd, 1, 30000), 1);
     ck_assert_int_eq(socket_accept(fd, &got), 0);
     return got;
 }

@@ -144,7 +144,7 @@ rig_prepare(void)
     s->config.pool.metadata_cache_blocks = 1024;
     s->config.block_size = 65536;
     s->config.state_dir = strdup(rig_path("state"));
-    s->lease_ms = 500;
+    s->lease_ms = 1500;
     thin_log_set_level(getenv("RIG_DEBUG") ? THIN_LOG_DEBUG : THIN_LOG_ERROR);
     ck_assert_int_eq(pools_store_prepare(s->config.state_dir, &rig.state_lock, &err), 0);
     ck_assert_int_eq(auth_create(s->config.state_dir, &s->auth, &err), 0);

@@ -523,7 +523,7 @@ tls_dial(void)
 
     /* The unix socket answers: both listeners are open. */
     peer_hang_up(wait);
-    for (int i = 0; i < 500 && rig.server.nr_listeners < 2; i++)
+    for (int i = 0; i < 30000 && rig.server.nr_listeners < 2; i++)
         usleep(1000);
     port = (uint16_t)atoi(strrchr(listener_text(rig.server.listeners[1]), ':') + 1);
     snprintf(dir, sizeof(dir), "%s/pki/bob", rig.dir);
