@@ -10,8 +10,8 @@
 #include "core/persist/bm_private.h"
 #include "core/persist/btree_private.h"
 
-#define TRIM_VALUES 64u  /* given back one by one in one call: more is for the next */
-#define TRIM_CACHE  4u   /* this part of the clean frames may be leaves of one call */
+#define TRIM_VALUES 64u /* given back one by one in one call: more is for the next */
+#define TRIM_CACHE  4u  /* this part of the clean frames may be leaves of one call */
 
 struct trim {
     const struct btree *t;

@@ -2,88 +2,11 @@
  * The n-th allocation fails, for each n until none does, through the opening of a pool and
  * changes of every kind: each call is answered, and the metadata is sound.
  */
-#include <errno.h>
-
+#include "tests/lib/nomem.h"
 #include "tests/lib/test_cache.h"
 #include "tests/unit/pool/admin_rig.h"
 
-#ifndef THIN_SANITIZED /* the sanitizers bring an allocator of their own */
-
-void *__libc_malloc(size_t size);
-void *__libc_calloc(size_t nr, size_t size);
-void *__libc_realloc(void *p, size_t size);
-void *__libc_memalign(size_t alignment, size_t size);
-void __libc_free(void *p);
-
-/* By libc as well: strdup and others must find them. */
-#define SEEN __attribute__((visibility("default")))
-
-static bool armed, failed;
-static unsigned countdown;
-static long live; /* pieces of memory that nobody has freed */
-
-static bool
-fails(void)
-{
-    if (!armed || failed || countdown-- > 0)
-        return false;
-    failed = true;
-    return true;
-}
-
-SEEN void *
-malloc(size_t size)
-{
-    void *p = fails() ? NULL : __libc_malloc(size);
-
-    live += p != NULL;
-    return p;
-}
-
-SEEN void *
-calloc(size_t nr, size_t size)
-{
-    void *p = fails() ? NULL : __libc_calloc(nr, size);
-
-    live += p != NULL;
-    return p;
-}
-
-SEEN void *
-realloc(void *old, size_t size)
-{
-    void *p = fails() ? NULL : __libc_realloc(old, size);
-
-    live += !old && p;
-    return p;
-}
-
-SEEN void *
-aligned_alloc(size_t alignment, size_t size)
-{
-    void *p = fails() ? NULL : __libc_memalign(alignment, size);
-
-    live += p != NULL;
-    return p;
-}
-
-SEEN int
-posix_memalign(void **ret, size_t alignment, size_t size)
-{
-    void *p = aligned_alloc(alignment, size);
-
-    if (!p)
-        return ENOMEM;
-    *ret = p;
-    return 0;
-}
-
-SEEN void
-free(void *p)
-{
-    live -= p != NULL;
-    __libc_free(p);
-}
+#ifdef NOMEM
 
 static struct device *metadata;
 
@@ -179,7 +102,8 @@ START_TEST(each_failed_allocation_is_an_error_and_nothing_more)
 {
     struct recount re;
     unsigned n = 0;
-    long before = 0;
+    long before = 0, lost;
+    bool failed;
 
     thin_log_set_level(THIN_LOG_ERROR);
     memset(&rig, 0, sizeof(rig));
@@ -191,20 +115,18 @@ START_TEST(each_failed_allocation_is_an_error_and_nothing_more)
     do {
         /* The first round warms up what lives on, as the loop's room for timers. */
         if (n == 1)
-            before = live;
+            before = nomem.live;
         open_fresh();
-        countdown = n++;
-        failed = false;
-        armed = true;
+        nomem_arm(n++);
         change_everything();
-        armed = false;
+        failed = nomem_disarm();
         ck_assert_msg(recount_image(metadata, NULL, &re) == 0, "n %u: %s", n - 1, re.why);
         ANY(pool_close(rig.pool, true, DONE));
         sim_loop_run_until_idle(rig.loop, 0);
-        if (n > 1 && live != before)
-            fprintf(stderr, "n %u: %ld pieces of memory are lost\n", n - 1,
-                    live - before);
-
+        lost = nomem.live - before;
+        ck_assert_msg(n == 1 || lost == 0, "n %u: %ld pieces of memory are lost", n - 1,
+                      lost);
+        before = nomem.live; /* asserts may keep something */
     } while (failed);
     ck_assert_uint_ge(n, 50);
     printf("%u allocations failed\n", n - 1);

@@ -17,6 +17,7 @@
 #include "core/base/log.h"
 #include "core/device/driver.h"
 #include "core/pool/pool.h"
+#include "tests/lib/nomem.h"
 #include "tests/lib/recount.h"
 #include "tests/lib/sim_loop.h"
 #include "tests/lib/test_cache.h"
@@ -28,91 +29,45 @@
 #define ROUNDS_MAX     20000u
 #define NR_DELETED     2u /* their records are ended behind the answer: the log tells */
 
-/* ---- allocations -------------------------------------------------------------------- */
+/* ---- what fails --------------------------------------------------------------------- */
 
+static bool of_memory; /* what is counted down: allocations, else I/Os */
 static bool armed, failed;
 static unsigned countdown;
 
+static void
+arm(unsigned n)
+{
+#ifdef NOMEM
+    if (of_memory) {
+        nomem_arm(n);
+        return;
+    }
+#endif
+    countdown = n;
+    failed = false;
+    armed = true;
+}
+
 static bool
-fails(void)
+disarm(void)
+{
+#ifdef NOMEM
+    if (of_memory)
+        return nomem_disarm();
+#endif
+    armed = false;
+    return failed;
+}
+
+static bool
+io_fails(void)
 {
     if (!armed || failed || countdown-- > 0)
         return false;
     failed = true;
     return true;
 }
-
-#ifndef THIN_SANITIZED /* the sanitizers bring an allocator of their own */
-
-void *__libc_malloc(size_t size);
-void *__libc_calloc(size_t nr, size_t size);
-void *__libc_realloc(void *p, size_t size);
-void *__libc_memalign(size_t alignment, size_t size);
-void __libc_free(void *p);
-
-/* By libc as well: strdup and others must find them. */
-#define SEEN __attribute__((visibility("default")))
-
-static bool of_memory; /* what is counted down: allocations, else I/Os */
-static long live;      /* pieces of memory that nobody has freed */
-
-SEEN void *
-malloc(size_t size)
-{
-    void *p = of_memory && fails() ? NULL : __libc_malloc(size);
-
-    live += p != NULL;
-    return p;
-}
-
-SEEN void *
-calloc(size_t nr, size_t size)
-{
-    void *p = of_memory && fails() ? NULL : __libc_calloc(nr, size);
-
-    live += p != NULL;
-    return p;
-}
-
-SEEN void *
-realloc(void *old, size_t size)
-{
-    void *p = of_memory && fails() ? NULL : __libc_realloc(old, size);
-
-    live += !old && p;
-    return p;
-}
-
-SEEN void *
-aligned_alloc(size_t alignment, size_t size)
-{
-    void *p = of_memory && fails() ? NULL : __libc_memalign(alignment, size);
-
-    live += p != NULL;
-    return p;
-}
-
-SEEN int
-posix_memalign(void **ret, size_t alignment, size_t size)
-{
-    void *p = aligned_alloc(alignment, size);
-
-    if (!p)
-        return ENOMEM;
-    *ret = p;
-    return 0;
-}
-
-SEEN void
-free(void *p)
-{
-    live -= p != NULL;
-    __libc_free(p);
-}
-
-#else
-static const bool of_memory = false;
-#endif
 
 /* ---- disks ------------------------------------------------------------------------------ */
 
@@ -135,7 +90,7 @@ disk_submit(struct device *dev, struct device_io *io)
     struct disk *disk = container_of(dev, struct disk, dev);
     int r = 0;
 
-    if (!of_memory && fails()) {
+    if (io_fails()) {
         failed_op = io->op;
         failed_data = disk == &data;
         device_finish(dev, io, -EIO);
@@ -429,12 +384,9 @@ one_round(unsigned n, struct promise *ret)
     memset(ret, 0, sizeof(*ret));
     restore();
     nr_errors = 0;
-    countdown = n;
-    failed = false;
-    armed = true;
+    arm(n);
     story(ret);
-    armed = false;
-    return failed;
+    return disarm();
 }
 
 START_TEST(each_failed_request_is_an_error_and_loses_nothing)
@@ -461,7 +413,7 @@ START_TEST(each_failed_request_is_an_error_and_loses_nothing)
 }
 END_TEST
 
-#ifndef THIN_SANITIZED
+#ifdef NOMEM
 START_TEST(each_failed_allocation_is_an_error_and_loses_nothing)
 {
     struct promise promise;
@@ -471,13 +423,13 @@ START_TEST(each_failed_allocation_is_an_error_and_loses_nothing)
     of_memory = true;
     /* What lives on, as the loop's room for timers, is there after one round. */
     (void)one_round(UINT32_MAX - 1, &promise);
-    before = live;
+    before = nomem.live;
     while (one_round(n, &promise)) {
-        ck_assert_msg(live == before, "n %u: %ld pieces of memory are lost", n,
-                      live - before);
+        ck_assert_msg(nomem.live == before, "n %u: %ld pieces of memory are lost", n,
+                      nomem.live - before);
         nr_silent += nr_errors == 0;
         check_disks(&promise, n);
-        before = live; /* asserts may keep something */
+        before = nomem.live; /* asserts may keep something */
         ck_assert_uint_lt(++n, ROUNDS_MAX);
     }
     ck_assert_uint_eq(nr_errors, 0);
@@ -500,7 +452,7 @@ main(void)
     tcase_add_checked_fixture(tcase, set_up, tear_down);
     tcase_set_timeout(tcase, 120);
     tcase_add_test(tcase, each_failed_request_is_an_error_and_loses_nothing);
-#ifndef THIN_SANITIZED
+#ifdef NOMEM
     tcase_add_test(tcase, each_failed_allocation_is_an_error_and_loses_nothing);
 #endif
     suite_add_tcase(suite, tcase);
