@@ -72,7 +72,7 @@ build_superblock(void *arg, const struct ir_superblock *ir)
         return thin_fail(b->err, -THIN_E_INVALID, "a second superblock");
     b->sb = (struct superblock){
         .flags = ir->flags,
-        .version = SUPERBLOCK_VERSION,
+        .version = ir->version,
         .time = ir->time,
         .trans_id = b->over.have_trans_id ? b->over.trans_id : ir->trans_id,
         .data_block_size = (uint32_t)min_u64(block_size, UINT32_MAX),
@@ -81,10 +81,6 @@ build_superblock(void *arg, const struct ir_superblock *ir)
     r = superblock_judge(&b->sb, false, b->err);
     if (r < 0)
         return r;
-    if (ir->version > SUPERBLOCK_VERSION)
-        return thin_fail(b->err, -THIN_E_VERSION,
-                         "metadata version %" PRIu32 ", only %u is known", ir->version,
-                         SUPERBLOCK_VERSION);
     if (b->sb.time > POOL_TIME_MAX)
         return thin_fail(b->err, -THIN_E_INVALID, "time %" PRIu32 " is over 24 bits",
                          b->sb.time);

@@ -118,6 +118,9 @@ tool_dump(const struct tool *tool, int argc, char **argv)
         }
     }
     args.live.dev_ids = args.dev_ids;
+    /* The official tool dumps what is live with --repair, whatever else is said. */
+    if (tool->as_official && args.live.lenient)
+        args.live.metadata_snap = false;
     path = tool_argument(argc, argv);
     if (!path)
         return tool_misused(tool, "No input file provided.");

@@ -142,6 +142,8 @@ print_official(const struct ls_args *args, const struct ls_row *rows, size_t nr)
     size_t width[NR_FIELDS];
     char text[FIELD_TEXT_MAX];
 
+    if (!args->nr_fields)
+        return;
     for (size_t f = 0; f < args->nr_fields; f++) {
         width[f] = args->no_headers ? 0 : strlen(field_table[args->fields[f]].name);
         for (size_t i = 0; i < nr; i++) {
@@ -284,14 +286,18 @@ list(const struct tool *tool, const struct ls_args *args, struct live_pool *pool
     return r < 0 ? thin_fail_code(err, r, "print") : 0;
 }
 
+/* The official tool reads up to each comma: behind the last one nothing may follow. */
 static bool
-parse_fields(struct ls_args *args, char *text)
+parse_fields(const struct tool *tool, struct ls_args *args, char *text)
 {
     char *rest = text, *name;
 
     args->nr_fields = 0;
     while ((name = strsep(&rest, ","))) {
         size_t f = 0;
+
+        if (tool->as_official && !rest && *name == '\0')
+            break;
 
         while (f < NR_FIELDS && strcmp(name, field_table[f].name) != 0)
             f++;
@@ -327,7 +333,7 @@ tool_ls(const struct tool *tool, int argc, char **argv)
             return exit_code;
         switch (opt) {
         case 'o':
-            if (!parse_fields(&args, optarg))
+            if (!parse_fields(tool, &args, optarg))
                 return tool_misused(tool, "unknown field");
             break;
         case 'm':

@@ -43,9 +43,11 @@ for dir in "$POOLS"/*/; do
 	compare thin_dump --dev-id 1 "$m"
 	compare thin_dump --dev-id 1 --dev-id 3 --dev-id 2 "$m"
 	compare thin_dump -m "$m"
+	compare thin_dump --repair -m "$m"
 	compare thin_ls "$m"
 	compare thin_ls -m "$m"
 	compare thin_ls --no-headers -o "$FIELDS" "$m"
+	for odd in DEV, "" ,DEV DEV,,MAPPED DEV,DEV; do compare thin_ls -o "$odd" "$m"; done
 	compare_sorted thin_rmap --region 0..60 --region 100..5000 "$m"
 	read -r -d '' -a ids < <(thin_ls --no-headers -o DEV "$m" | head -n 4) || true
 	for a in "${ids[@]}"; do
@@ -252,6 +254,13 @@ for args in "-b 64k -s 1g -m 10" "-b 64k -s 10t -m 1000 -u k" "-b 128 -s 2097152
 	"-b 64k -s 1g -m 0" "-b 64k -s 4t -m 1000 -u t -nshort" "-b 64k -s 4t -m 1000 -u G -nlong" "-b 64k -s 1g -m 10 -n"; do
 	# shellcheck disable=SC2086
 	compare thin_metadata_size $args
+done
+for version in 1 2; do # stays what the XML says
+	sed "s/version=\"2\"/version=\"$version\"/" "$W/dump.xml" >"$W/version.xml"
+	blank "$W/f.img" 4M
+	thinmeta restore -i "$W/version.xml" -o "$W/f.img" >/dev/null
+	thin_dump "$W/f.img" | cmp - "$W/version.xml"
+	thin_check -q "$W/f.img"
 done
 python3 -c "open('$W/data', 'wb').write(b'x' * (40 << 20))"
 thinmeta trim --metadata-dev "$m" --data-dev "$W/data" >/dev/null
