@@ -127,6 +127,51 @@ nbdinfo --json "$(uri tank/other)" | field "d['exports'][0]['is_read_only']" | g
 rm "$W/base"
 mv "$W/base.moved" "$W/base"
 
+echo "a block device as origin: its end inside a block, of another size, gone"
+LOOP=
+attach_loop() { LOOP=$(losetup --find --show --read-only "$W/blk") || fail "no loop devices here"; }
+trap '[ -z "$LOOP" ] || losetup -d "$LOOP"; finish' EXIT
+head -c 9999872 "$W/odd" >"$W/blk" # 19531 sectors: 152 blocks and a part
+attach_loop
+thincli volume create tank/blk 20M --origin "$LOOP"
+cp "$W/blk" "$W/blk.want" && truncate -s 20M "$W/blk.want"
+reads tank/blk "$W/blk.want"
+same "$(mapped tank/blk)" 0 "blk: reading maps nothing"
+same "$(thincli volume map tank/blk | head -n 1)" "0 9999872 origin"
+put blk 65000 3000
+put blk 9999800 200 # over its end
+put blk 262144 65536
+reads tank/blk "$W/blk.want"
+put blk 524288 131072
+nbdsh -u "$(uri tank/blk)" -c 'h.trim(65536 * 4, 65536 * 8); h.zero(65536 * 2, 65536 * 16); h.flush()'
+blank blk 524288 131072 # what was copied; the rest of the range still is the origin's
+blank blk 1048576 131072
+reads tank/blk "$W/blk.want"
+thincli volume snapshot tank/blk blk-snap
+reads tank/blk-snap "$W/blk.want"
+sha256sum "$W/blk" >"$W/blk.sum"
+kill_server
+start_server
+reads tank/blk "$W/blk.want"
+thincli pool close tank
+losetup -d "$LOOP"
+head -c 65536 /dev/urandom >>"$W/blk"
+attach_loop # the same place in most runs; else the old one is gone
+thincli pool open tank
+nbdinfo --json "$(uri tank/blk)" >"$W/blk.json" 2>&1 && { field "d['exports'][0]['is_read_only']" <"$W/blk.json" | grep_q True || fail "writable over a block device of another size"; }
+nbdsh -u "$(uri tank/blk)" -c 'h.pwrite(b"x" * 512, 0)' >"$W/out" 2>&1 && fail "written over a block device of another size"
+thincli pool close tank
+losetup -d "$LOOP"
+LOOP=
+truncate -s 9999872 "$W/blk"
+thincli pool open tank
+nbdsh -u "$(uri tank/blk)" -c "assert h.pread(65536, 262144) == open('$W/blk.want', 'rb').read()[262144:327680]" >"$W/out" 2>&1 || grep_q -i 'origin' "$W/out" || {
+	cat "$W/out"
+	fail "a block that was copied needs its origin, which is gone"
+}
+sha256sum -c --quiet "$W/blk.sum" || fail "the block device was written to"
+for v in blk blk-snap; do thincli volume delete tank/$v; done
+
 echo "an NBD export as origin; gone, and back"
 serve_base() {
 	rm -f "$W/base.sock"
