@@ -102,11 +102,26 @@ run_empty(struct thin_task *task)
     cio->done(cio, 0);
 }
 
+/* What is dead in the pages as they were loaded may live in an older state. */
+static void
+io_settled(struct settle_wait *wait, int result)
+{
+    struct catalogue_io *cio = container_of(wait, struct catalogue_io, settle);
+
+    if (result == 0)
+        start_piece(cio);
+    else
+        cio->done(cio, result);
+}
+
 void
 catalogue_io_start(struct catalogue_io *cio)
 {
     cio->pos = 0;
-    if (cio->nr_pages > 0) {
+    if (cio->nr_pages > 0 && cio->write && !pool_is_settled(cio->pool)) {
+        cio->settle.done = io_settled;
+        pool_settle(cio->pool, &cio->settle);
+    } else if (cio->nr_pages > 0) {
         start_piece(cio);
     } else {
         memset(&cio->task, 0, sizeof(cio->task));

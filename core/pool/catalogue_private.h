@@ -48,6 +48,7 @@ struct catalogue_io {
     struct iovec iov;
     struct device_io io;
     struct thin_task task;
+    struct settle_wait settle;
 };
 
 /*

@@ -340,7 +340,6 @@ struct pool_end {
     struct commit_wait wait;
     struct metaop op; /* of a roll-back: an open volume's details */
     void (*marked)(struct pool *pool, int result);
-    void (*settled)(struct pool *pool, int result);
     uint32_t dev_id;
     bool found;
     struct device_details details;
@@ -354,10 +353,6 @@ struct pool_end {
    finds the pool then: open, or closing in good order. A failure is logged. */
 void owner_write_mark(struct pool *pool, const char *name,
                       void (*marked)(struct pool *pool, int result));
-
-/* settle.c: what was loaded becomes durable, before anything stands on it. 0 or the
-   device's code. May tell at once. */
-void pool_settle(struct pool *pool, void (*settled)(struct pool *pool, int result));
 
 /* format.c: zeroes block 0 of the metadata device and flushes it. */
 void format_wipe(struct pool *pool, void (*done)(struct pool *pool, int result,

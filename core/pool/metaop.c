@@ -196,6 +196,17 @@ op_run(struct metaop *op)
             return;
         }
     }
+    if (!op->reads_only && !pool_is_settled(pool)) {
+        if (pool->settle_result < 0) {
+            thin_fail(&err, pool->settle_result, "the superblock cannot be written: %s",
+                      thin_strerror(pool->settle_result));
+            op_finish(op, pool->settle_result, &err);
+            return;
+        }
+        pool_settle_begin(pool);
+        op_wait_room(op);
+        return;
+    }
     bm_clear_missing(pool->bm);
     bm_reset_high_water(pool->bm);
     if (!op->reads_only)
@@ -312,6 +323,12 @@ metaops_roll_back(struct pool *pool)
 {
     /* Their epoch is over: told by ops_late_run and op_fetched. */
     ops_late_add_all(pool, &pool->ops_commit);
+    ops_late_add_all(pool, &pool->ops_room);
+}
+
+void
+metaops_settled(struct pool *pool)
+{
     ops_late_add_all(pool, &pool->ops_room);
 }
 

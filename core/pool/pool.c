@@ -262,21 +262,19 @@ open_marked(struct pool *pool, int result)
 }
 
 static void
-open_settled(struct pool *pool, int result)
+open_catalogue(struct pool *pool, int result, const struct thin_error *err)
 {
     struct thin_error own;
-    const struct thin_error *err = NULL;
 
     thin_error_init(&own);
-    if (result < 0)
-        pool_set_mode(pool, POOL_READ_ONLY, WHAT_TO_DO_DEVICE,
-                      "the superblock cannot be written (%s)", thin_strerror(result));
-    result = admin_open(pool);
-    if (result == 0)
-        result = limits_load(pool);
-    if (result < 0) {
-        thin_fail(&own, result, "%s", thin_strerror(result));
-        err = &own;
+    if (result == 0) {
+        result = admin_open(pool);
+        if (result == 0)
+            result = limits_load(pool);
+        if (result < 0) {
+            thin_fail(&own, result, "%s", thin_strerror(result));
+            err = &own;
+        }
     }
     if (result == 0 && !pool->end->format && catalogue_can_be_owned(pool) &&
         pool_may_change(pool, NULL) == 0) {
@@ -291,17 +289,6 @@ open_settled(struct pool *pool, int result)
     pool->end->wait.txn = commit_last_txn(pool);
     pool->end->wait.flush_data = true;
     commit_join(pool, &pool->end->wait);
-}
-
-static void
-open_catalogue(struct pool *pool, int result, const struct thin_error *err)
-{
-    if (result < 0)
-        open_finish(pool, result, err);
-    else if (pool->end->format || pool_may_change(pool, NULL) < 0)
-        open_settled(pool, 0);
-    else
-        pool_settle(pool, open_settled);
 }
 
 static int
@@ -348,6 +335,7 @@ open_begin(struct pool *pool, int result, const struct thin_error *err)
         return;
     }
     pool->metadata_ready = true;
+    pool->settled = pool->end->format;
     commit_begin_epoch(pool);
     catalogue_open(pool, open_catalogue);
 }
@@ -504,6 +492,7 @@ pool_open(const struct pool_params *params,
     TAILQ_INIT(&pool->ops_fetch);
     TAILQ_INIT(&pool->ops_room);
     TAILQ_INIT(&pool->ops_late);
+    TAILQ_INIT(&pool->settle_waits);
     metaops_init(pool);
     commit_init(pool);
     end->result = io_create(pool);

@@ -85,6 +85,25 @@ void metaops_after_cut(struct pool *pool);
 bool metaops_hold_frames(const struct pool *pool);
 /* The epoch has changed: all that wait are told so. */
 void metaops_roll_back(struct pool *pool);
+/* What they stand on is durable, or cannot be made so. */
+void metaops_settled(struct pool *pool);
+
+/* ---- what a pool stands on (settle.c) ----------------------------------------------------- */
+
+/*
+ * What was loaded becomes durable before the first write that stands on it. Changing
+ * operations wait for it by themselves (metaop.c); who writes without one waits here:
+ * `done` on a turn of its own with 0, the device's code (the pool is read-only then), or
+ * -THIN_E_ROLLED_BACK. Not to be called for a pool that is settled.
+ */
+struct settle_wait {
+    void (*done)(struct settle_wait *wait, int result);
+    TAILQ_ENTRY(settle_wait) link;
+};
+TAILQ_HEAD(settle_wait_list, settle_wait);
+bool pool_is_settled(const struct pool *pool);
+void pool_settle(struct pool *pool, struct settle_wait *wait);
+void pool_settle_begin(struct pool *pool);
 
 /* ---- commits and flushes (commit.c) -------------------------------------------------------- */
 
@@ -367,6 +386,11 @@ struct pool {
     bool closing;      /* nothing new is begun */
     bool rolling_back; /* waits for I/O of the old epoch, then loads again */
     uint64_t epoch;    /* of the metadata object: +1 at each roll-back */
+    bool settled;      /* what was loaded is durable (settle.c) */
+    bool settling;
+    int settle_result;
+    uint64_t settle_epoch;
+    struct settle_wait_list settle_waits;
     /* The metadata is damaged; the pool goes on around it. Empty: not known to be. */
     char damage[THIN_ERROR_TEXT_MAX];
     uint32_t

@@ -72,24 +72,13 @@ mark_done(struct metaop *op, int result, const struct thin_error *err)
         commit_want(pool, metadata_txn(pool->md));
 }
 
-static bool
-lacks_needs_check(const struct pool *pool)
-{
-    return pool->wants_check && !pool->marking && pool->metadata_ready &&
-           !(metadata_superblock(pool->md)->flags & SUPERBLOCK_NEEDS_CHECK);
-}
-
 static void
-mark_needs_check(struct pool *pool, int settled)
+mark_needs_check(struct pool *pool)
 {
     struct metaop *op = &pool->end->op;
 
-    if (settled < 0)
-        log_error(
-            "the pool could not be marked as needing a check: the superblock cannot "
-            "be written (%s) pool=%s",
-            thin_strerror(settled), pool->name);
-    if (settled < 0 || !lacks_needs_check(pool))
+    if (!pool->wants_check || pool->marking || !pool->metadata_ready ||
+        (metadata_superblock(pool->md)->flags & SUPERBLOCK_NEEDS_CHECK))
         return;
     pool->marking = true;
     memset(op, 0, sizeof(*op));
@@ -105,8 +94,7 @@ static void
 rollback_end(struct pool *pool)
 {
     pool->rolling_back = false;
-    if (lacks_needs_check(pool))
-        pool_settle(pool, mark_needs_check);
+    mark_needs_check(pool);
     io_run_starved(pool);
     pool_tell(pool, "rolled-back", pool->why);
     pool_check_idle(pool);
@@ -205,6 +193,8 @@ load_again(struct pool *pool, int result, const struct thin_error *err)
         return;
     }
     pool->metadata_ready = true;
+    pool->settled = false;
+    pool->settle_result = 0;
     /* Requests that were answered while this one waited may have lost as well. */
     fence_losers(pool);
     commit_begin_epoch(pool);

@@ -220,6 +220,7 @@ struct opening {
     struct metaop op;
     struct commit_wait wait;
     struct origin_wait origin_wait;
+    struct settle_wait settle;
     struct thin_task task;
     struct device_details details;
 };
@@ -323,14 +324,33 @@ mark_done(struct metaop *op, int result, const struct thin_error *err)
     commit_join(o->pool, &o->wait);
 }
 
+static void
+opening_settled(struct settle_wait *wait, int result)
+{
+    struct opening *o = container_of(wait, struct opening, settle);
+
+    if (result < 0)
+        opening_end(o, thin_fail(&o->err, result, "the superblock cannot be written: %s",
+                                 thin_strerror(result)));
+    else
+        opening_look(o);
+}
+
 /* Before the first write can be answered, the disk no longer says that the pool was closed
-   in good order. */
+   in good order; and what the pool stands on is durable. */
 static void
 opening_mark(struct opening *o)
 {
-    if (o->read_only || !catalogue_is_clean(o->pool) || seeded_bug(SEEDED_CLEAN_KEPT) ||
-        pool_may_change(o->pool, NULL) < 0) {
+    if (o->read_only || pool_may_change(o->pool, NULL) < 0) {
         opening_look(o);
+        return;
+    }
+    if (!catalogue_is_clean(o->pool) || seeded_bug(SEEDED_CLEAN_KEPT)) {
+        o->settle.done = opening_settled;
+        if (pool_is_settled(o->pool))
+            opening_look(o);
+        else
+            pool_settle(o->pool, &o->settle);
         return;
     }
     o->op.run = catalogue_touch;

@@ -148,8 +148,8 @@ START_TEST(names_stay_with_the_right_volumes_or_go)
     ck_assert(!rig_info("one")->size_unknown);
     rig_reopen();
     ck_assert_str_eq(names(), "one thin-100 thin-3");
-    /* Looking changes nothing: each opening writes the superblock that it read. */
-    ck_assert_uint_eq(writes(), before + 2);
+    /* Looking changes nothing. */
+    ck_assert_uint_eq(writes(), before);
 
     /* A commit without a change of names must not make the old log look right. */
     rig_fill("one", 0, RIG_BLOCK, 2);
@@ -245,7 +245,7 @@ make_foreign(void)
     kernel_end();
 }
 
-START_TEST(a_foreign_pool_is_served_and_not_changed)
+START_TEST(a_foreign_pool_is_served_and_nothing_is_written)
 {
     uint64_t before;
 
@@ -260,7 +260,7 @@ START_TEST(a_foreign_pool_is_served_and_not_changed)
     ck_assert_uint_eq(rig_info("thin-5")->mapped, RIG_BLOCK);
     ck_assert_uint_eq(rig_info("thin-16777215")->size, RIG_BLOCK);
     rig_reopen();
-    ck_assert_uint_eq(writes(), before + 2);
+    ck_assert_uint_eq(writes(), before);
     /* Data may be written without a catalogue. */
     rig_fill("thin-5", 0, RIG_BLOCK, 9);
     rig_reopen();
@@ -633,7 +633,7 @@ main(void)
     tcase_add_test(ours, a_commit_of_others_that_changed_no_device_changes_no_name);
     tcase_add_test(ours, a_device_deleted_by_others_while_deleting_is_forgotten);
     tcase_add_test(ours, without_the_hidden_device_volumes_get_made_up_names);
-    tcase_add_test(foreign, a_foreign_pool_is_served_and_not_changed);
+    tcase_add_test(foreign, a_foreign_pool_is_served_and_nothing_is_written);
     tcase_add_test(foreign, the_first_change_makes_the_catalogue_beside_what_is_there);
     tcase_add_test(foreign, the_administrator_gives_names_and_sizes);
     tcase_add_test(foreign, many_foreign_devices_are_recorded_by_the_first_change);

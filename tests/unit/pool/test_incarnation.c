@@ -233,22 +233,17 @@ open_and_write(void)
 
 START_TEST(an_open_pool_that_nobody_changes_writes_nothing)
 {
-    static uint8_t before[METADATA_BLOCK_SIZE], after[METADATA_BLOCK_SIZE];
     uint64_t nr;
 
     restart();
     nr = writes();
-    crash_disk_read(meta_disk, 0, before, sizeof(before));
     restart();
     sim_loop_run_until(rig.loop, loop_now_ns(rig.loop) + 10 * NS_PER_SEC);
     restart();
-    /* But for the superblock, by which each opening makes sure of what it read. */
-    ck_assert_uint_eq(writes(), nr + 2);
-    crash_disk_read(meta_disk, 0, after, sizeof(after));
-    ck_assert_mem_eq(before, after, sizeof(before));
+    ck_assert_uint_eq(writes(), nr);
     ck_ok(open_and_write());
     restart();
-    ck_assert_uint_gt(writes(), nr + 3);
+    ck_assert_uint_gt(writes(), nr);
 }
 END_TEST
 

@@ -163,6 +163,10 @@ START_TEST(a_superblock_that_cannot_be_written_leaves_the_pool_read_only)
     nr = crash_disk_nr_op(meta_disk, DEVICE_WRITE);
     ck_ok(try_open(false));
     pool_get_info(rig.pool, &info);
+    ck_assert_int_eq(info.mode, POOL_WRITE);
+    ck_assert_uint_eq(crash_disk_nr_op(meta_disk, DEVICE_WRITE), nr);
+    ck_assert_int_ne(rig_create(&rig, "other", BLOCK), 0);
+    pool_get_info(rig.pool, &info);
     ck_assert_int_eq(info.mode, POOL_READ_ONLY);
     ck_assert_ptr_nonnull(strstr(info.why, "superblock"));
     ck_assert_int_ne(rig_create(&rig, "other", BLOCK), 0);
