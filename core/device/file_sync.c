@@ -201,7 +201,7 @@ file_write_zeros(struct file_device *f, const struct device_io *io,
                  struct file_bounce *bounce)
 {
     /* Page-aligned for O_DIRECT; pwritev only reads it. */
-    static _Alignas(FILE_PAGE_BYTES) char zeros[FILE_ZERO_WRITE_MAX];
+    static const _Alignas(FILE_PAGE_BYTES) char zeros[FILE_ZERO_WRITE_MAX];
     struct iovec iov[16];
     uint64_t at = 0;
 
@@ -213,7 +213,7 @@ file_write_zeros(struct file_device *f, const struct device_io *io,
         ssize_t put;
 
         while (n < 16 && left > 0) {
-            iov[n].iov_base = zeros;
+            iov[n].iov_base = (void *)(uintptr_t)zeros;
             iov[n].iov_len = min_u64(left, sizeof(zeros));
             left -= iov[n++].iov_len;
         }
