@@ -377,6 +377,8 @@ merge_around(struct pool *pool, const char *words)
         return true;
     }
     c->suspected = false;
+    if (c->at_cut)
+        return false;
     thin_error_init(&err);
     snprintf(text, sizeof(text), "%s", words); /* they may stand in what changes */
     if (metadata_merge_park(pool->md, &begin, &end, &err) < 0)
@@ -443,7 +445,7 @@ commit_cut(struct pool *pool)
     bm_fetch_fini(&c->fetch);
     c->cut_seq = c->write_seq;
     c->wanted = false;
-    c->suspected = false;
+    c->suspected = c->at_cut = false;
     loop_timer_cancel(pool->loop, &c->interval);
     c->blocks_written = false;
     c->state = COMMIT_WRITING;
@@ -476,7 +478,8 @@ commit_merge(struct pool *pool)
         }
         if (r < 0)
             break;
-        c->suspected = false;
+        if (!c->at_cut) /* else this was no news */
+            c->suspected = false;
         if (c->fetch.nr_pinned) {
             /* The next step has its own blocks to ask for. */
             bm_fetch_fini(&c->fetch);
@@ -496,8 +499,10 @@ commit_merge(struct pool *pool)
         began = loop_now_ns(pool->loop);
         r = metadata_cut(pool->md, catalogue_finish_trailer, pool, &c->cut_txn,
                          &c->superblock, &err);
+        c->at_cut = r == -THIN_E_WOULD_BLOCK;
         pool_step(pool, "cut", began);
     } else {
+        c->at_cut = false;
         pool_step(pool, "merge", began);
     }
     if (r == -THIN_E_WOULD_BLOCK) {
@@ -542,6 +547,7 @@ commit_step(struct pool *pool)
             break;
         }
         c->epoch = pool->epoch;
+        c->suspected = c->at_cut = false;
         bm_fetch_init(&c->fetch, pool->bm, merge_fetched);
         c->alone = false;
         if (c->bytes_unflushed > PREFLUSH_BYTES && c->flushed_seq < c->write_seq) {

@@ -2,6 +2,7 @@
  * Fragments: the objects that carry a part of a request through the engine. A fixed
  * number for each pool, made at open; a request that finds none waits its turn.
  */
+#include <errno.h>
 #include <stdlib.h>
 
 #include "core/pool/io_private.h"
@@ -191,6 +192,9 @@ lookup_done(struct metaop *op, int result, const struct thin_error *err)
 
     (void)err;
     if (result < 0) {
+        /* From here it is the metadata device that does not give the block. */
+        if (result == -EIO)
+            volume_damaged(frag->core, result);
         frag_end(frag, result);
         return;
     }

@@ -174,6 +174,7 @@ struct committer {
     bool alone;           /* as bm_fetch.alone, for this step of the merge */
     unsigned cut_put_off; /* turns so far */
     bool suspected;       /* it met damage once, and looks again */
+    bool at_cut;          /* it is behind the merge; what it waits for the cut needs */
     bool blocks_written;  /* of COMMIT_WRITING's two halves */
     uint64_t epoch;       /* that the running commit belongs to */
     uint64_t cut_txn;     /* the one being written; 0: none */
@@ -275,7 +276,8 @@ struct volume {
     struct pool *pool;        /* likewise */
     struct thin_loop *loop;
     bool read_only;
-    int fenced; /* 0, or what every request is answered with */
+    bool drained; /* nothing of it waits for room any more */
+    int fenced;   /* 0, or what every request is answered with */
     uint32_t block_size;
     uint64_t size_at_close;
     char name[THIN_NAME_MAX + 1];

@@ -45,6 +45,7 @@ struct crash_disk {
     struct thin_random *rng;
     struct crash_params params;
     uint64_t size;
+    uint64_t bad_page;     /* cannot be read; UINT64_MAX: none */
     uint64_t flushed_size; /* for a bug on purpose: growth that is not durable */
     struct crash_image live, durable;
     uint64_t *durable_seq; /* for each sector, the newest write that is durable there */
@@ -197,9 +198,19 @@ punch_whole_pages(struct crash_disk *disk, struct crash_image *image,
     }
 }
 
+static bool
+meets_bad_page(const struct crash_disk *disk, const struct crash_io *c)
+{
+    return disk->bad_page != UINT64_MAX &&
+           c->offset < (disk->bad_page + 1) * CRASH_PAGE_BYTES &&
+           c->offset + c->len > disk->bad_page * CRASH_PAGE_BYTES;
+}
+
 static void
 apply_live(struct crash_disk *disk, const struct crash_io *c)
 {
+    if (meets_bad_page(disk, c))
+        disk->bad_page = UINT64_MAX;
     for (uint64_t i = 0; i < c->len / SECTOR_SIZE; i++) {
         if (has_page(c, i)) {
             share_page(&disk->live, c, i);
@@ -399,6 +410,8 @@ static int
 end_read(struct crash_disk *disk, struct crash_io *c, int r)
 {
     if (r == 0 && draw_error(disk, disk->params.read_error_ppm))
+        r = -EIO;
+    if (r == 0 && meets_bad_page(disk, c))
         r = -EIO;
     if (r == 0)
         walk_pieces(c, &disk->live, COPY_OUT);
@@ -676,6 +689,7 @@ crash_disk_create(struct thin_random *rng, uint64_t size,
     crash_image_init(&disk->durable, size);
     set_size(disk, round_down_u64(size, SECTOR_SIZE));
     disk->flushed_size = disk->size;
+    disk->bad_page = UINT64_MAX;
     TAILQ_INIT(&disk->running);
     TAILQ_INIT(&disk->kept);
     return disk;
@@ -768,11 +782,20 @@ crash_disk_grow(struct crash_disk *disk, uint64_t size)
 }
 
 void
+crash_disk_spoil(struct crash_disk *disk, uint64_t page)
+{
+    disk->bad_page = page;
+}
+
+void
 crash_disk_write(struct crash_disk *disk, uint64_t offset, const void *buf, uint64_t len)
 {
     const char *from = buf;
 
     THIN_ASSERT(offset % SECTOR_SIZE == 0 && len % SECTOR_SIZE == 0);
+    if (disk->bad_page != UINT64_MAX && offset <= disk->bad_page * CRASH_PAGE_BYTES &&
+        offset + len >= (disk->bad_page + 1) * CRASH_PAGE_BYTES)
+        disk->bad_page = UINT64_MAX;
     disk->seq++;
     for (; len > 0; offset += SECTOR_SIZE, from += SECTOR_SIZE, len -= SECTOR_SIZE) {
         crash_image_put(&disk->live, offset / SECTOR_SIZE, from);

@@ -96,6 +96,8 @@ void crash_disk_read_durable(const struct crash_disk *disk, uint64_t offset, voi
                              uint64_t len);
 /* Makes it larger, durably. */
 void crash_disk_grow(struct crash_disk *disk, uint64_t size);
+/* From now on these 4 KiB cannot be read, until something is written there. */
+void crash_disk_spoil(struct crash_disk *disk, uint64_t page);
 /* Puts bytes there, durable, past every rule. Whole sectors. */
 void crash_disk_write(struct crash_disk *disk, uint64_t offset, const void *buf,
                       uint64_t len);

@@ -48,6 +48,9 @@ struct recount_source {
     const void *(*page)(void *arg, uint64_t index);
     void *arg;
     uint64_t size; /* bytes */
+    /* Of a pool in which blocks had gone bad: what lost its last pointer may keep its
+       count; the counts of data are not looked at. */
+    bool leaks, no_data_counts;
 };
 int recount_pages(const struct recount_source *source,
                   const struct recount_visitor *visitor, struct recount *ret);

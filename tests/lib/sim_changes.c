@@ -59,6 +59,8 @@ outcome_of(const struct change *change, int result, const struct thin_error *err
             return SIM_UNKNOWN;
         break;
     default:
+        if (sim->damage != SIM_WHOLE)
+            return SIM_UNKNOWN;
         break;
     }
     sim_die(sim, "a change of kind %d fails: %s", (int)change->kind,
@@ -338,6 +340,11 @@ sim_change_start(struct sim *sim)
     change->reserves = c->kind == SIM_CREATE && random_below(&sim->rng, 6) == 0;
     if (c->kind != SIM_SNAPSHOT && c->kind != SIM_RENAME)
         sim->clients[c->slots[0]].reserved = false;
+    for (unsigned i = 0; i < c->nr; i++)
+        if (c->kind == SIM_SNAPSHOT || c->kind == SIM_ROLLBACK)
+            sim->clients[c->slots[i]].touched |= sim->clients[c->origins[i]].touched;
+        else if (c->kind == SIM_CREATE)
+            sim->clients[c->slots[i]].touched = false;
     sim_model_apply(&sim->model, &ev);
     submit(sim, c, name, change->reserves, (struct pool_done){change_done, change});
 }

@@ -145,6 +145,10 @@ op_done(struct volume_io *io, int result)
         client->fenced = client->lossy = true;
     if (result < 0)
         sim_judge_error(sim, result, "a request", op->slot);
+    if (sim->damage == SIM_IN_COUNTS && op->kind <= OP_LOOK &&
+        (result == -THIN_E_CHECKSUM || result == -THIN_E_BAD_BLOCK || result == -EIO))
+        sim_die(sim, "counts have gone bad, and volume %s does not read: %s",
+                sim->model.volumes[op->slot].now.name, thin_error_name(result));
     if (op->changes)
         change_done(op, result == 0);
     else if (result == 0 && op->kind == OP_FLUSH)

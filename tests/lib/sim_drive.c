@@ -52,6 +52,11 @@ sim_judge_error(struct sim *sim, int result, const char *what, unsigned slot)
 {
     bool known = false;
 
+    /* Damage below one volume is no matter of the others. */
+    if (sim->damage == SIM_BELOW_VOLUME && !sim->clients[slot].touched &&
+        (result == -EIO || result == -THIN_E_CHECKSUM || result == -THIN_E_BAD_BLOCK))
+        sim_die(sim, "%s of volume %s meets the damage of another: %s", what,
+                sim->model.volumes[slot].now.name, thin_error_name(result));
     switch (result) {
     case -THIN_E_NO_DATA_SPACE:
         if (sim->clients[slot].reserved && !sim->faulty && !sim->cut &&
@@ -72,6 +77,11 @@ sim_judge_error(struct sim *sim, int result, const char *what, unsigned slot)
     case -THIN_E_FAILED:
     case -EIO:
         known = sim->faulty || sim->cut;
+        break;
+    case -THIN_E_CHECKSUM:
+    case -THIN_E_BAD_BLOCK:
+    case -THIN_E_NEEDS_CHECK:
+        known = sim->damage != SIM_WHOLE;
         break;
     default:
         break;
@@ -459,23 +469,25 @@ whole_read_done(struct volume_io *io, int result)
 }
 
 static int
-read_all(struct sim *sim, unsigned slot, unsigned char *bytes)
+read_piece(struct sim *sim, unsigned slot, unsigned char *bytes, uint64_t offset,
+           uint64_t len)
 {
-    const struct sim_volume *v = &sim->model.volumes[slot];
     struct whole_read w;
 
     memset(&w, 0, sizeof(w));
     w.iov.iov_base = bytes;
-    w.iov.iov_len = v->now.size;
+    w.iov.iov_len = len;
     w.io.op = VOLUME_READ;
-    w.io.len = v->now.size;
+    w.io.offset = offset;
+    w.io.len = len;
     w.io.iov = &w.iov;
     w.io.nr_iov = 1;
     w.io.done = whole_read_done;
     volume_submit(sim->clients[slot].volume, &w.io);
     while (!w.done)
         if (!sim_loop_step(sim->loop))
-            sim_die(sim, "reading volume %s has no end", v->now.name);
+            sim_die(sim, "reading volume %s has no end",
+                    sim->model.volumes[slot].now.name);
     return w.result;
 }
 
@@ -493,12 +505,44 @@ read_whole(struct sim *sim, unsigned slot, unsigned char *bytes)
     if (volume_size(client->volume) != v->now.size)
         sim_die(sim, "volume %s has %" PRIu64 " bytes, not %" PRIu64, v->now.name,
                 volume_size(client->volume), v->now.size);
-    r = read_all(sim, slot, bytes);
+    r = read_piece(sim, slot, bytes, 0, v->now.size);
     /* An origin that has failed is tried again after a while. */
     if (r == -EIO && sim_origin_wait(sim))
-        r = read_all(sim, slot, bytes);
+        r = read_piece(sim, slot, bytes, 0, v->now.size);
     if (r < 0)
         sim_die(sim, "volume %s does not read: %s", v->now.name, thin_error_name(r));
+}
+
+/* Block by block: each can be read and is right, or fails and is told of. */
+static void
+compare_pieces(struct sim *sim, unsigned slot)
+{
+    const struct sim_volume *v = &sim->model.volumes[slot];
+    struct sim_look look = {.by = v->flushed, .fua = true, .made = v->made};
+    static unsigned char bytes[SIM_BLOCK];
+    struct volume_info info;
+    char why[512];
+
+    if (v->change != SIM_CHANGE_NONE) /* nobody could tell what became of it */
+        return;
+    sim_client_open(sim, slot);
+    wait_opened(sim, slot);
+    if (!sim->clients[slot].volume)
+        return;
+    for (uint64_t at = 0; at < v->now.size; at += SIM_BLOCK) {
+        uint64_t len = min_u64(SIM_BLOCK, v->now.size - at);
+        int r = read_piece(sim, slot, bytes, at, len);
+
+        if (r == 0 &&
+            !sim_extents_allow(&v->x, at, at + len, bytes, &look, why, sizeof(why)))
+            sim_die(sim, "damaged volume %s is wrong: %s", v->now.name, why);
+        if (r < 0)
+            sim_judge_error(sim, r, "a read", slot);
+        if (r < 0 && sim->damage == SIM_BELOW_VOLUME &&
+            (!pool_volume_peek(sim->pool, v->now.name, &info) || !info.damaged))
+            sim_die(sim, "volume %s does not read (%s), and is not called damaged",
+                    v->now.name, thin_error_name(r));
+    }
 }
 
 static unsigned char whole[SIM_SIZE_MAX];
@@ -599,6 +643,33 @@ sim_verify(struct sim *sim)
     for (unsigned i = 0; i < SIM_VOLUMES; i++)
         if (sim->model.volumes[i].now.there)
             compare(sim, i, true);
+}
+
+void
+sim_verify_damaged(struct sim *sim)
+{
+    bool named = sim->damage < SIM_BELOW_NAMES;
+
+    for (unsigned i = 0; named && i < SIM_CHANGES; i++)
+        if (sim->model.changes[i].open)
+            judge_change(sim, i);
+    if (named)
+        verify_names(sim);
+    for (unsigned i = 0; i < SIM_VOLUMES; i++) {
+        struct volume_info info;
+
+        if (!sim->model.volumes[i].now.there)
+            continue;
+        if (named && !sim->clients[i].touched) {
+            compare(sim, i, false);
+            if (pool_volume_peek(sim->pool, sim->model.volumes[i].now.name, &info) &&
+                info.damaged)
+                sim_die(sim, "volume %s is called damaged, and is not",
+                        sim->model.volumes[i].now.name);
+        } else if (named || sim->damage == SIM_ABOVE_ALL) {
+            compare_pieces(sim, i);
+        }
+    }
 }
 
 /* Of what compare has read. */

@@ -36,11 +36,23 @@ struct sim_mix {
     unsigned hot;                      /* of 100: requests that go to one small place */
 };
 
+/* What a metadata block that went bad takes with it, by its place (sim_damage.c). */
+enum sim_damage {
+    SIM_WHOLE,        /* nothing has gone bad */
+    SIM_BELOW_VOLUME, /* of the volumes that reach it those places: nothing else */
+    SIM_IN_COUNTS,    /* of data: the blocks are neither allocated nor freed */
+    SIM_BELOW_NAMES,  /* in the catalogue's own tree: nobody has his name */
+    SIM_ABOVE_ALL,    /* anything may fail, nothing may be wrong */
+    SIM_AT_ONCE,      /* the same, and opening meets it: no change at all */
+    SIM_DAMAGES
+};
+
 struct sim_client {
     struct volume *volume;
     bool opening, fenced;
     bool lossy;    /* a roll-back may have taken what was acknowledged */
     bool reserved; /* all of it, for certain: no write of it may find no room */
+    bool touched;  /* may meet the block that went bad */
     unsigned in_flight, reads;
 };
 
@@ -60,7 +72,8 @@ struct sim {
     bool closed_well; /* the last time: the incarnation must outlive it */
     bool has_lost;    /* rolled back since the last opening, not by a power cut */
     bool rolling;     /* a roll-back has begun, maybe not ended */
-    bool faulty;      /* the devices have failed, or may, since the pool was opened */
+    enum sim_damage damage;
+    bool faulty; /* the devices have failed, or may, since the pool was opened */
     int call_result;
     uint64_t incarnation;
     unsigned ops_in_flight, changes_in_flight;
@@ -113,10 +126,23 @@ void sim_heed_marks(struct sim *sim);
 
 /* Compares names, sizes and contents, decides open changes, and fixes what was found. */
 void sim_verify(struct sim *sim);
+/* With damage: of volumes that may meet it, all that can be read. Fixes nothing. */
+void sim_verify_damaged(struct sim *sim);
 /* After a roll-back, while the pool serves on, reading: volumes without open changes. */
 void sim_verify_rolled_back(struct sim *sim);
 /* The same pool opened again without a power cut: they hold what they held then. */
 void sim_verify_as_before(struct sim *sim);
+
+/* A metadata block in use, and what it takes with it when it goes bad. */
+struct sim_place {
+    uint64_t block;
+    enum sim_damage damage;
+    uint32_t nr_devices; /* SIM_BELOW_VOLUME: that reach it */
+    uint32_t devices[SIM_VOLUMES + 1];
+};
+#define SIM_PLACES 512u
+/* Those that the superblock in block 0 reaches, the held root left out; their number. */
+unsigned sim_places(const struct recount_source *source, struct sim_place *ret_places);
 
 /* Recounts the metadata of a disk; a disk without a superblock is passed over. */
 void sim_recount(struct sim *sim, const struct recount_source *source);

@@ -258,6 +258,25 @@ START_TEST(blocks_of_a_damaged_overflow_node_are_left_alone_and_the_pool_goes_on
 }
 END_TEST
 
+START_TEST(a_commit_whose_own_counts_cannot_be_read_fails)
+{
+    struct pool_info info;
+    struct superblock sb;
+
+    some_data();
+    ck_ok(rig_snapshot(&rig, "vol", "s0"));
+    close_pool();
+    superblock_get(&sb);
+    open_pool(false);
+    crash_disk_spoil(meta_disk, sb.metadata_sm.ref_count_root);
+    /* The volume's root has two pointers; the third count is written at the cut. */
+    ck_code(rig_snapshot(&rig, "vol", "s1"), ROLLED_BACK);
+    info_get(&info);
+    ck_assert_int_eq(info.mode, POOL_READ_ONLY);
+    check_reads(15 * BLOCK, buf + 4096, 4096);
+}
+END_TEST
+
 /* The leaf of the lowest ids' details. */
 static uint64_t
 details_leaf(void)
@@ -503,6 +522,7 @@ main(void)
     tcase_add_test(tcase, one_failed_read_of_a_bitmap_is_no_damage);
     tcase_add_test(tcase,
                    blocks_of_a_damaged_overflow_node_are_left_alone_and_the_pool_goes_on);
+    tcase_add_test(tcase, a_commit_whose_own_counts_cannot_be_read_fails);
     tcase_add_test(tcase, damage_elsewhere_rolls_back_once_and_marks_the_pool);
     tcase_add_test(tcase, failed_io_asks_for_close_and_open_and_for_no_check);
     tcase_add_test(tcase, damaged_mappings_hit_their_volume_only_and_it_is_listed);
