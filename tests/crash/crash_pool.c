@@ -41,12 +41,13 @@ struct run {
     struct crash_disk *data, *meta;
     struct crash_params *data_params, *meta_params;
     bool after_close;               /* opened after a clean end */
+    bool marked;                    /* for a check: it serves reads, and no more */
     struct recount_source metadata; /* the disk, for who reads beside the clients */
 };
 
 static bool tracing; /* TRACE in the environment: every event of the model, on stdout */
 static uint64_t nr_crashes, nr_opens, nr_ops, nr_changes, nr_rollbacks, nr_closes,
-    nr_kept, nr_lost, nr_pins, nr_pins_lost, nr_twice, nr_recounts, nr_tool;
+    nr_kept, nr_lost, nr_pins, nr_pins_lost, nr_marked, nr_twice, nr_recounts, nr_tool;
 
 /* ---- faults ---------------------------------------------------------------------------------- */
 
@@ -162,12 +163,27 @@ ask_thin_check(const struct run *run)
     nr_tool++;
 }
 
+/* Counts that could not be read were given up, which must be said durably. */
+static bool
+is_marked(const struct run *run)
+{
+    const void *block0 = crash_disk_page(run->meta, 0);
+    struct superblock sb;
+
+    if (!run->sim.in_doubt || !block0)
+        return false;
+    superblock_decode(&sb, block0);
+    return sb.flags & SUPERBLOCK_NEEDS_CHECK;
+}
+
 static void
 recount(struct run *run)
 {
-    const struct recount_source source = {
+    struct recount_source source = {
         .page = meta_page, .arg = run->meta, .size = crash_disk_size(run->meta)};
 
+    run->marked = is_marked(run);
+    source.leaks = source.no_data_counts = run->marked;
     sim_recount(&run->sim, &source);
     if (nr_recounts++ % TOOL_EVERY == 0)
         ask_thin_check(run);
@@ -339,10 +355,16 @@ run_seed(uint64_t seed)
     open_begin(&run, true);
     sim_wait_call(sim, "making the pool");
     sim_opened(sim);
-    for (unsigned round = 0; round < ROUNDS; round++)
+    for (unsigned round = 0; round < ROUNDS && !run.marked; round++)
         one_round(&run);
     sim_drain(sim);
-    close_well(&run);
+    if (run.marked) {
+        nr_marked++;
+        power_cut(&run);
+        sim_abandon(sim);
+    } else {
+        close_well(&run);
+    }
     recount(&run);
     sim_note(sim, sim_loop_trace(sim->loop));
     sim_note(sim, random_u64(&sim->rng));
@@ -425,10 +447,11 @@ main(int argc, char **argv)
            " crashes (%.0f a second), %" PRIu64 " opens, %" PRIu64 " requests, %" PRIu64
            " changes, %" PRIu64 " roll-backs, %" PRIu64 " clean closes, %" PRIu64
            " incarnations kept, %" PRIu64 " writes at stake, %" PRIu64
-           " pinned views whole, %" PRIu64 " lost, %" PRIu64 " seeds twice, %" PRIu64
+           " pinned views whole, %" PRIu64 " lost, %" PRIu64
+           " pools marked for a check, %" PRIu64 " seeds twice, %" PRIu64
            " looked at by thin_check: all as promised\n",
            first, seed - 1, nr_crashes, took > 0 ? (double)nr_crashes / took : 0,
            nr_opens, nr_ops, nr_changes, nr_rollbacks, nr_closes, nr_kept, nr_lost,
-           nr_pins, nr_pins_lost, nr_twice, nr_tool);
+           nr_pins, nr_pins_lost, nr_marked, nr_twice, nr_tool);
     return EXIT_SUCCESS;
 }

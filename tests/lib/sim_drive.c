@@ -158,6 +158,8 @@ event(void *arg, struct pool *pool, const char *name, const char *words)
 
     if (strcmp(name, "mode") == 0 && strcmp(words, "read-only") == 0)
         sim->rolling = true;
+    if (strcmp(name, "damaged") == 0 && strstr(words, "counts of data blocks"))
+        sim->in_doubt = true;
     if (strcmp(name, "rolled-back") != 0)
         return;
     pool_get_info(pool, &info);

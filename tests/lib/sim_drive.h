@@ -72,6 +72,7 @@ struct sim {
     bool closed_well; /* the last time: the incarnation must outlive it */
     bool has_lost;    /* rolled back since the last opening, not by a power cut */
     bool rolling;     /* a roll-back has begun, maybe not ended */
+    bool in_doubt;    /* the pool said that counts are: the mark may be durable */
     enum sim_damage damage;
     bool faulty; /* the devices have failed, or may, since the pool was opened */
     int call_result;

@@ -126,9 +126,13 @@ sim_extents_resize(struct sim_extents *x, uint64_t size)
         x->origin = min_u64(x->origin, size);
     }
     if (x->size < min_u64(size, x->origin) && x->size % SIM_BLOCK > 0) {
+        struct sim_extent *e;
+
         add_new(x, min_u64(min_u64(size, x->origin), round_up_u64(x->size, SIM_BLOCK)),
                 SIM_ORIGIN);
-        x->e[x->nr - 1].c[x->e[x->nr - 1].nr++] = (struct sim_candidate){.ok = false};
+        e = &x->e[x->nr - 1];
+        e->c[0].ok = false; /* neither hides the other */
+        e->c[e->nr++] = (struct sim_candidate){.value = 0};
     }
     add_new(x, min_u64(size, x->origin), SIM_ORIGIN);
     add_new(x, size, 0);
