@@ -543,12 +543,16 @@ io_direct(struct volume_io *io)
 static int
 io_judge(const struct volume *volume, const struct volume_io *io)
 {
-    uint64_t size = volume->core ? volume->core->size : 0;
+    const struct volume_core *core = volume->core;
+    uint64_t size;
 
     if (volume->fenced)
         return volume->fenced;
     if (io->op == VOLUME_FLUSH)
         return 0;
+    if (!core)
+        return -THIN_E_SHUTDOWN;
+    size = core->size;
     if (io->flags & IO_LAST_BLOCK)
         size = round_up_u64(size, volume->block_size);
     if (!range_inside(io->offset, io->len, size))
@@ -557,7 +561,7 @@ io_judge(const struct volume *volume, const struct volume_io *io)
         return -THIN_E_LIMIT;
     if (!op_changes(io))
         return 0;
-    if (volume->read_only || volume->core->read_only)
+    if (volume->read_only || core->read_only)
         return -THIN_E_READ_ONLY;
     if (io->op == VOLUME_WRITE_ZEROES && (io->flags & VOLUME_ONLY_FAST) &&
         !volume->pool->data->limits.zeroes_fast &&
