@@ -59,7 +59,7 @@ delta(const struct delta_args *args, const char *path, struct thin_error *err)
     }
     tool_close(src);
     tool_progress_end();
-    return r;
+    return tool_output_told(&out, r, err);
 }
 
 int

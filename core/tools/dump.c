@@ -56,7 +56,7 @@ dump(const struct tool *tool, const struct dump_args *args, const char *path)
     if (r >= 0)
         r = tool_output_open(&out, args->output, &err);
     if (r >= 0)
-        r = dump_to(args, src, &out, &err);
+        r = tool_output_told(&out, dump_to(args, src, &out, &err), &err);
     if (r >= 0)
         r = tool_output_close(&out, &err);
     tool_close(src);

@@ -281,8 +281,6 @@ list(const struct tool *tool, const struct ls_args *args, struct live_pool *pool
     if (r >= 0 && has_catalogue && !args->json && !args->no_headers && !tool->as_official)
         printf("device %" PRIu32 " is no volume: thinsrv keeps its catalogue there\n",
                catalogue);
-    if (r >= 0 && (fflush(stdout) || ferror(stdout)))
-        r = -EIO;
     return r < 0 ? thin_fail_code(err, r, "print") : 0;
 }
 

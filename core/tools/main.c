@@ -1,4 +1,5 @@
 /* thinmeta: one verb for each tool; it also answers to the official tools' names. */
+#include <errno.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -148,13 +149,9 @@ usage(FILE *f)
     return f == stderr ? 2 : 0;
 }
 
-int
-main(int argc, char **argv)
+static int
+run(const char *base, int argc, char **argv)
 {
-    const char *base = argc > 0 ? argv[0] : "thinmeta";
-
-    if (strrchr(base, '/'))
-        base = strrchr(base, '/') + 1;
     for (const struct tool *t = tools; t->verb; t++)
         if (t->official && strcmp(base, t->official) == 0) {
             struct tool as = *t;
@@ -175,4 +172,23 @@ main(int argc, char **argv)
             return t->run(t, argc - 1, argv + 1);
     fprintf(stderr, "thinmeta: no such verb: %s\n", argv[1]);
     return usage(stderr);
+}
+
+int
+main(int argc, char **argv)
+{
+    const char *base = argc > 0 ? argv[0] : "thinmeta";
+    int exit_code;
+
+    if (strrchr(base, '/'))
+        base = strrchr(base, '/') + 1;
+    exit_code = run(base, argc, argv);
+    /* What was printed has to arrive, also the answer of a tool that did its work. */
+    errno = 0;
+    if (fflush(stdout) == 0 && !ferror(stdout))
+        return exit_code;
+    if (exit_code == 0)
+        fprintf(stderr, "%s: write the output: %s\n", base,
+                strerror(errno ? errno : EIO));
+    return exit_code ? exit_code : 1;
 }

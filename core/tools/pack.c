@@ -34,7 +34,7 @@ pack(const char *input, const char *output, struct thin_error *err)
     if (r >= 0)
         r = tool_output_open(&out, output, err);
     if (r >= 0)
-        r = pack_device(src, write_fd, &out, &nr, err);
+        r = tool_output_told(&out, pack_device(src, write_fd, &out, &nr, err), err);
     if (r >= 0)
         r = tool_output_close(&out, err);
     tool_close(src);

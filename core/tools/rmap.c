@@ -72,7 +72,7 @@ run_rmap(const char *path, const struct rmap_region *regions, size_t nr,
     }
     tool_close(src);
     tool_progress_end();
-    return r;
+    return tool_output_told(&out, r, err);
 }
 
 int

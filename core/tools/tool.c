@@ -287,6 +287,7 @@ int
 tool_output_open(struct tool_output *out, const char *path, struct thin_error *err)
 {
     out->path = path;
+    out->code = 0;
     out->fd = STDOUT_FILENO;
     if (!path)
         return 0;
@@ -312,11 +313,21 @@ tool_output_write(void *arg, const char *bytes, size_t len)
         if (n < 0 && errno == EINTR)
             continue;
         if (n < 0)
-            return -errno;
+            return out->code = -errno;
         bytes += n;
         len -= (size_t)n;
     }
     return 0;
+}
+
+int
+tool_output_told(const struct tool_output *out, int r, struct thin_error *err)
+{
+    if (r >= 0 || !out->code)
+        return r;
+    thin_error_init(err);
+    return thin_fail_code(err, out->code, "write %s",
+                          out->path ? out->path : "the output");
 }
 
 int

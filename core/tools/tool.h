@@ -110,10 +110,14 @@ void tool_progress_end(void);
 struct tool_output {
     int fd;
     const char *path; /* NULL: stdout */
+    int code;         /* of the write that failed, or 0 */
 };
 int tool_output_open(struct tool_output *out, const char *path, struct thin_error *err);
 /* A sink for textbuf; `arg` is the struct tool_output. */
 int tool_output_write(void *arg, const char *bytes, size_t len);
+/* The code of a work that ended with `r`; where it ended since the output could not be
+   written, the words say so, whatever they were. */
+int tool_output_told(const struct tool_output *out, int r, struct thin_error *err);
 /* Reads the result of the last writes. */
 int tool_output_close(struct tool_output *out, struct thin_error *err);
 

@@ -26,6 +26,7 @@ blank() { # FILE SIZE
 	rm -f "$1"
 	truncate -s "$2" "$1"
 }
+to_full() { thinmeta "$@" >/dev/full; }
 FIELDS=DEV,MAPPED_BLOCKS,EXCLUSIVE_BLOCKS,SHARED_BLOCKS,MAPPED_SECTORS,EXCLUSIVE_BYTES,MAPPED,EXCLUSIVE,SHARED,TRANSACTION,CREATE_TIME,SNAP_TIME
 
 for dir in "$POOLS"/*/; do
@@ -308,6 +309,13 @@ fcntl.fcntl(f, F_OFD_SETLK, struct.pack('hhqqi4x', fcntl.F_WRLCK, 0, 0, 0, 0))
 r = subprocess.run([sys.argv[2], 'check', sys.argv[1]], capture_output=True, text=True)
 assert r.returncode == 1 and 'in use' in r.stderr, r
 END
+# An output that takes nothing: each verb says so, and that it is the output.
+for words in "dump $m" "dump --format json $m" "rmap --region 0..500 $m" "delta --thin1 1 --thin2 2 $m" \
+	"check $m" "check --json $m" "ls $m" "ls --json $m" "size -b 64k -s 1g -m 1" "--version" "--help"; do
+	# shellcheck disable=SC2086
+	must_fail 1 "write the .*: No space left on device" to_full $words
+done
+must_fail 1 "write /dev/full: No space left on device" thinmeta dump -o /dev/full "$m"
 must_fail 2 "" thinmeta
 must_fail 2 "" thinmeta frobnicate
 must_fail 2 "" thinmeta check
