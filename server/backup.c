@@ -250,6 +250,15 @@ is_unchanged(const struct backup *b, const struct wanted *w)
     return info.txn == b->copied_txn;
 }
 
+/* A pool that closes may not be asked anything. If it stays open after all, the next
+   interval, or who wants a copy, comes here again. */
+static bool
+may_copy(const struct backup *b)
+{
+    return !b->at && !b->stopping && nr_copies < BACKUP_COPIES_MAX && b->sp->pool &&
+           b->sp->state != POOLS_CLOSING;
+}
+
 static void
 kick(struct backup *b)
 {
@@ -257,8 +266,7 @@ kick(struct backup *b)
     struct wanted *w;
     int r;
 
-    while (!b->at && !b->stopping && nr_copies < BACKUP_COPIES_MAX && b->sp->pool &&
-           (w = TAILQ_FIRST(&b->wants))) {
+    while (may_copy(b) && (w = TAILQ_FIRST(&b->wants))) {
         TAILQ_REMOVE(&b->wants, w, link);
         if (is_unchanged(b, w)) {
             free(w);
