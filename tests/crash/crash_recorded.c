@@ -10,7 +10,8 @@
  * Each is recounted, opened, and compared with what the clients knew at that moment. This
  * shares nothing with the disk that crashes (crash_pool.c) but the image of its sectors.
  *
- * SEED= begins with another one, STATES= sets how many are looked at.
+ * A recording that was begun is gone through to its end, every prefix of it. SEED= begins
+ * with another one, STATES= sets how many states are looked at, at least.
  */
 #include <inttypes.h>
 #include <malloc.h>
@@ -371,13 +372,15 @@ look_at_reordered(struct player *p, size_t k, size_t nr_completed)
 
 /* ---- forwards ------------------------------------------------------------------------------------- */
 
-/* Entries by their completion. */
+/* Entries by their completion, which is counted from 1; SIZE_MAX behind the last. */
 static size_t *
 completions(const struct device_log *log)
 {
     size_t n = device_log_length(log), *by = calloc(n + 2, sizeof(*by));
 
     THIN_ASSERT(by);
+    for (size_t i = 0; i < n + 2; i++)
+        by[i] = SIZE_MAX;
     for (size_t i = 0; i < n; i++)
         if (device_log_get(log, i)->completed_as)
             by[device_log_get(log, i)->completed_as] = i;
@@ -386,7 +389,7 @@ completions(const struct device_log *log)
 
 static void
 play(const struct recording *rec, uint64_t seed, struct crash_disk *before[SOURCES],
-     uint64_t wanted, uint64_t *nr_states, uint64_t *nr_reordered)
+     uint64_t *nr_states, uint64_t *nr_reordered)
 {
     static struct player p;
     size_t n = device_log_length(rec->log), done = 0;
@@ -406,21 +409,22 @@ play(const struct recording *rec, uint64_t seed, struct crash_disk *before[SOURC
         p.newest[s] = calloc(p.nr_sectors[s], sizeof(uint64_t));
         THIN_ASSERT(p.newest[s]);
     }
-    for (size_t k = 0; k < n && p.nr_states < wanted; k++) {
-        const struct device_log_entry *e = device_log_get(rec->log, k);
+    for (size_t k = 0; k <= n; k++) {
+        const struct device_log_entry *e = k < n ? device_log_get(rec->log, k) : NULL;
 
-        /* The moment before entry k was submitted. */
-        for (; done < e->submitted_after; done++)
+        /* The moment before entry k was submitted; at last, when all have ended. */
+        for (; by[done + 1] != SIZE_MAX && (!e || done < e->submitted_after); done++)
             completed(&p, by[done + 1]);
         for (; p.next_note < rec->nr_notes && rec->notes[p.next_note].at <= k;
              p.next_note++)
             sim_model_apply(&p.model, &rec->notes[p.next_note].event);
-        if (is_change(&p, e) || e->op == DEVICE_FLUSH) {
+        if (!e || is_change(&p, e) || e->op == DEVICE_FLUSH) {
             look_at_prefix(&p, k);
             if (random_below(&p.rng, REORDERED) == 0)
                 look_at_reordered(&p, k, done);
         }
-        submitted(&p, k);
+        if (e)
+            submitted(&p, k);
     }
     *nr_states += p.nr_states;
     *nr_reordered += p.nr_reordered;
@@ -455,7 +459,7 @@ main(void)
 
         record(&rec, seed, before);
         entries += device_log_length(rec.log);
-        play(&rec, seed, before, wanted - nr_states, &nr_states, &nr_reordered);
+        play(&rec, seed, before, &nr_states, &nr_reordered);
         recording_fini(&rec);
     }
     printf("%" PRIu64 " recordings of %zu requests, seeds up to %" PRIu64 ": %" PRIu64

@@ -6,7 +6,8 @@
  *
  *   replay_run DATA META LOG NOTES     the two files as they were before the run
  *
- * STATES= how many at most (they are spread over the run), SEED= for the reorderings.
+ * STATES= about how many, spread over the run (0: every prefix, and a reordering at half
+ * of them), SEED= for the reorderings.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -426,7 +427,7 @@ play(uint64_t wanted, size_t nr_changes)
                 flush_ended(&requests[r.id - 1]);
             continue;
         }
-        if (r.op != OP_GROW && random_below(&rng, share) < wanted) {
+        if (r.op != OP_GROW && (wanted == 0 || random_below(&rng, share) < wanted)) {
             notes_advance(notes, at);
             look_prefix();
             if (random_below(&rng, 2))
@@ -434,6 +435,9 @@ play(uint64_t wanted, size_t nr_changes)
         }
         submitted(r.id - 1);
     }
+    label_at = log_len;
+    notes_advance(notes, log_len);
+    look_prefix();
 }
 
 int

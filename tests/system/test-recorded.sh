@@ -4,7 +4,8 @@
 . "$(dirname "$0")/lib.sh"
 need_tools nbdsh thin_check
 states=1500 seconds=4 rounds=1
-[ -z "${THIN_TEST_LONG:-}" ] || { states=4000 seconds=10 rounds=4; }
+# Long runs: every prefix of what was recorded, and reorderings at half of them.
+[ -z "${THIN_TEST_LONG:-}" ] || { states=0 rounds=4; }
 for tool in "$BUILD/tests/crash/replay_run" "$BUILD/tests/crash/record_io.so"; do
 	[ -e "$tool" ] || fail "$tool is missing: make tests builds it"
 done
