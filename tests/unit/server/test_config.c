@@ -308,7 +308,7 @@ START_TEST(a_file_that_cannot_be_read_is_an_errno)
 {
     ck_assert_int_eq(config_read("/nonexistent/thinsrv.conf", &config, &err), -ENOENT);
     ck_assert_ptr_nonnull(strstr(err.text, "/nonexistent/thinsrv.conf"));
-    ck_assert_int_eq(config_read(dir, &config, &err), -EIO);
+    ck_assert_int_eq(config_read(dir, &config, &err), -EISDIR);
 }
 END_TEST
 
