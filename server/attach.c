@@ -142,9 +142,13 @@ fence(struct attach_volume *v)
     v->session = 0;
     v->shared = false;
     v->epoch_is_durable = false;
-    TAILQ_FOREACH(a, &v->attachments, link)
+    TAILQ_FOREACH(a, &v->attachments, link) {
+        /* Who comes next waits for what is in flight: not for room as well. */
+        if (!a->read_only && a->generation == old && a->volume)
+            volume_drain(a->volume);
         if (!a->read_only && a->generation == old && a->fenced)
             a->fenced(a->fenced_arg);
+    }
 }
 
 static bool

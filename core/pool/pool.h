@@ -358,6 +358,9 @@ void pool_volume_open(struct pool *pool, const char *name, bool read_only,
                       void (*opened)(void *arg, struct volume *volume, int result,
                                      const struct thin_error *err),
                       void *arg);
+/* Who asked is gone: as pool_drain for the requests of this handle; what does not wait for
+   room is finished. The pool may be closed already. */
+void volume_drain(struct volume *volume);
 /* No request of this handle in flight. The pool may be closed already. */
 void volume_close(struct volume *volume);
 

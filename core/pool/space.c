@@ -489,7 +489,7 @@ space_park(struct pool *pool, struct volume_io *io)
                       "grow the pool, or delete volumes or snapshots",
                       "no free data block is left%s",
                       limits_reserved_bytes(pool) ? " that is not reserved" : "");
-    if (sp->drained)
+    if (sp->drained || io->volume->drained)
         return -THIN_E_SHUTDOWN;
     if (pool->closing || (!extends && pool->config.on_full == POOL_ERROR))
         return -THIN_E_NO_DATA_SPACE;
@@ -507,6 +507,14 @@ pool_drain(struct pool *pool)
 {
     pool->space->drained = true;
     space_fail_parked(pool, NULL, -THIN_E_SHUTDOWN);
+}
+
+void
+volume_drain(struct volume *volume)
+{
+    volume->drained = true;
+    if (volume->pool)
+        space_fail_parked(volume->pool, volume, -THIN_E_SHUTDOWN);
 }
 
 static void

@@ -132,6 +132,27 @@ wait $queued || true
 check_pool tank
 start_server
 
+# A client that is gone, or kicked, keeps its volume from nobody though its writes wait.
+for how in killed kicked; do
+	thincli volume create tank/$how 1G
+	env PATH="/usr/bin:$PATH" nbdsh -u "$(uri tank/$how)" -c "
+data = nbd.Buffer.from_bytearray(bytearray(b'q' * (1 << 20)))
+for i in range(100): h.aio_pwrite(data, i << 20)
+while True: h.poll(-1)" >/dev/null 2>&1 &
+	queued=$!
+	wait_until 40 "no write is queued" is_full tank
+	if [ $how = killed ]; then
+		kill -9 $queued
+	else
+		thincli --json session list | field "[s['id'] for s in d['sessions'] if 'tank/$how' in s['volumes']][0]" >"$W/id"
+		thincli session kick "$(cat "$W/id")"
+	fi
+	wait $queued || true
+	began=$SECONDS
+	wait_until 30 "the volume of a client that was $how stays attached" thincli volume delete tank/$how
+	echo "deleted $((SECONDS - began)) s after its client was $how"
+done
+
 # A grow resumes them.
 shell tank/vol "h.trim(1 << 30, 0); h.flush()"
 shell tank/vol "

@@ -504,6 +504,40 @@ START_TEST(a_full_pool_is_back_when_space_comes_back)
 }
 END_TEST
 
+/* A client that was gone kept its volume until the time of its queued writes was over. */
+START_TEST(who_is_gone_waits_for_no_room)
+{
+    static struct rig_io ios[96], late;
+    struct volume *other;
+    unsigned done = 0, ended = 0;
+
+    tear_down();
+    open_pool(64, NULL);
+    ck_ok(rig_volume(&rig, "vol", &other));
+    for (unsigned i = 0; i < 96; i++)
+        rig_io_start(&rig, vol, &ios[i], VOLUME_WRITE, 0, i * BLOCK, buf, BLOCK);
+    rig_io_start(&rig, other, &late, VOLUME_WRITE, 0, 100 * BLOCK, buf, BLOCK);
+    sim_loop_run_until(rig.loop, loop_now_ns(rig.loop) + 5 * NS_PER_SEC);
+    for (unsigned i = 0; i < 96; i++)
+        done += ios[i].done;
+    ck_assert_uint_ge(done, 50);
+    ck_assert_uint_lt(done, 96);
+    volume_drain(vol);
+    sim_loop_run_until(rig.loop, loop_now_ns(rig.loop) + NS_PER_SEC);
+    for (unsigned i = 0; i < 96; i++)
+        ended += ios[i].done && ios[i].result == -THIN_E_SHUTDOWN;
+    ck_assert_uint_eq(done + ended, 96);
+    /* Nor later ones; what needs no room is done, and others wait on. */
+    ck_code(rig_write(&rig, vol, 101 * BLOCK, buf, BLOCK), SHUTDOWN);
+    ck_ok(rig_write(&rig, vol, 0, buf, BLOCK));
+    ck_ok(rig_flush(&rig, vol));
+    ck_assert(!late.done);
+    ck_ok(rig_io(&rig, vol, VOLUME_DISCARD, 0, 0, NULL, BLOCK * 4));
+    ck_ok(rig_io_wait(&late));
+    volume_close(other);
+}
+END_TEST
+
 START_TEST(queued_writes_go_on_when_there_is_room)
 {
     static struct rig_io ios[128];
@@ -612,6 +646,7 @@ main(void)
     tcase_add_test(tcase, a_full_pool_fails_writes_and_goes_on);
     tcase_add_test(tcase, a_full_pool_is_back_when_space_comes_back);
     tcase_add_test(tcase, queued_writes_go_on_when_there_is_room);
+    tcase_add_test(tcase, who_is_gone_waits_for_no_room);
     tcase_add_test(tcase, queued_writes_fail_in_the_end_and_at_closing);
     tcase_add_test(tcase, a_pool_with_open_volumes_closes_only_by_force);
     tcase_add_test(tcase, a_repeated_fill_and_discard_loses_no_block);
