@@ -647,7 +647,9 @@ pool_close(struct pool *pool, bool force, struct pool_done done)
         if (core->nr_handles == 0)
             continue;
         if (!force) {
-            close_refuse(pool, done, -THIN_E_BUSY, "volumes of the pool are open");
+            close_refuse(pool, done, -THIN_E_BUSY,
+                         "volumes of the pool are open; detach them first, "
+                         "or end them with thincli pool close --force");
             return;
         }
     }
