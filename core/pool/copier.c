@@ -31,20 +31,29 @@ copier_destroy(struct pool *pool)
         free(in->copy_bufs[--in->nr_copy_bufs]);
 }
 
+/* One who waits for a buffer goes on, if there is one. */
+static void
+wake_next(struct pool_internals *in)
+{
+    struct volume_frag *next = TAILQ_FIRST(&in->copy_waiters);
+
+    if (!next || in->nr_copy_bufs == 0)
+        return;
+    TAILQ_REMOVE(&in->copy_waiters, next, link);
+    frag_run_later(next, copier_start);
+}
+
 void
 copier_release(struct volume_frag *frag)
 {
     struct pool_internals *in = frag->pool->in;
-    struct volume_frag *next = TAILQ_FIRST(&in->copy_waiters);
 
-    if (!frag->copy_buf)
-        return;
-    in->copy_bufs[in->nr_copy_bufs++] = frag->copy_buf;
-    frag->copy_buf = NULL;
-    if (next) {
-        TAILQ_REMOVE(&in->copy_waiters, next, link);
-        frag_run_later(next, copier_start);
+    if (frag->copy_buf) {
+        in->copy_bufs[in->nr_copy_bufs++] = frag->copy_buf;
+        frag->copy_buf = NULL;
     }
+    /* Also one that was woken and ends without a buffer: the next takes his turn. */
+    wake_next(in);
 }
 
 static void
@@ -198,6 +207,7 @@ copier_start(struct volume_frag *frag)
         inflight_overlaps(pool, old, old + pool->block_size, INFLIGHT_WRITE)) {
         frag->resume = copier_start;
         TAILQ_INSERT_TAIL(&in->inflight_waiters, frag, link);
+        wake_next(in);
         return;
     }
     if (!frag->copy_buf) {

@@ -6,7 +6,7 @@
 # what an opening stands on. Each of RULE_BUGS breaks one of the rules, and must make one of
 # them fail. ONLY_RULES: the simulation is not asked, since it has no pinned views, or comes
 # to such a case once in ten thousand seeds.
-RULE_BUGS="EARLY_REUSE REUSE_IN_CUT REUSE_WHILE_READ REUSE_IN_PASSDOWN REUSE_PINNED NOT_SETTLED"
+RULE_BUGS="EARLY_REUSE REUSE_IN_CUT REUSE_WHILE_READ REUSE_IN_PASSDOWN PASSDOWN_EARLY REUSE_PINNED NOT_SETTLED"
 ONLY_RULES="REUSE_PINNED NOT_SETTLED"
 SEEDS_MAX=${SEEDS_MAX:-1500}
 program=$1

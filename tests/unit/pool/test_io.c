@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "core/base/random.h"
+#include "core/pool/pool_private.h"
 #include "tests/lib/device_fault.h"
 #include "tests/lib/pool_rig.h"
 #include "tests/lib/recount.h"
@@ -600,6 +601,32 @@ START_TEST(a_pool_with_open_volumes_closes_only_by_force)
 }
 END_TEST
 
+/* Many more writes break sharing than copies run at a time. Those that waited for a buffer
+   were woken one for each copy that ended; they ended as well, and the rest waited for ever. */
+START_TEST(a_forced_close_answers_all_who_wait_to_copy)
+{
+    static struct rig_io writes[4 * POOL_COPIES_MAX];
+    const unsigned nr = 4 * POOL_COPIES_MAX;
+
+    fill(buf, sizeof(buf), 77);
+    ck_ok(rig_write(&rig, vol, 0, buf, (uint64_t)nr * BLOCK));
+    ck_ok(rig_snapshot(&rig, "vol", "snap"));
+    device_fault_order(data, FAULT_HOLD, FAULT_OP(DEVICE_READ), 1, 0, 0, 0);
+    for (unsigned i = 0; i < nr; i++)
+        rig_io_start(&rig, vol, &writes[i], VOLUME_WRITE, 0, (uint64_t)i * BLOCK, buf,
+                     4096);
+    for (unsigned i = 0; i < 5000 && sim_loop_step(rig.loop); i++)
+        ;
+    ck_assert_uint_eq(device_fault_nr_held(data), POOL_COPIES_MAX);
+    device_fault_clear(data);
+    device_fault_release(data);
+    ck_assert_int_eq(rig_close(&rig, true), 0);
+    for (unsigned i = 0; i < nr; i++)
+        ck_code(rig_io_wait(&writes[i]), SHUTDOWN);
+    volume_close(vol);
+}
+END_TEST
+
 START_TEST(a_repeated_fill_and_discard_loses_no_block)
 {
     struct pool_info info;
@@ -649,6 +676,7 @@ main(void)
     tcase_add_test(tcase, who_is_gone_waits_for_no_room);
     tcase_add_test(tcase, queued_writes_fail_in_the_end_and_at_closing);
     tcase_add_test(tcase, a_pool_with_open_volumes_closes_only_by_force);
+    tcase_add_test(tcase, a_forced_close_answers_all_who_wait_to_copy);
     tcase_add_test(tcase, a_repeated_fill_and_discard_loses_no_block);
     suite_add_tcase(suite, tcase);
     runner = srunner_create(suite);
