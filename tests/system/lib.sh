@@ -7,6 +7,7 @@ SRC=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 W=$(mktemp -d "${TMPDIR:-/tmp}/thinsrv-test.XXXXXX")
 SERVER_PID=
 cd "$W" # what tools leave behind stays here
+W=$(pwd -P)
 export THIN_SERVER=unix:$W/thinsrv.sock
 
 ALSO_KILL= # further processes that end with the test
@@ -14,8 +15,10 @@ ALSO_KILL= # further processes that end with the test
 finish() {
 	local rc=$? p words
 	trap - EXIT ERR
-	for p in $ALSO_KILL; do kill -9 "$p" 2>/dev/null || true; done
-	[ -z "$SERVER_PID" ] || kill -9 "$SERVER_PID" 2>/dev/null || true
+	for p in $ALSO_KILL $SERVER_PID; do
+		# Its number may be another's by now.
+		[ "$(readlink "/proc/$p/cwd")" != "$W" ] || kill -9 "$p" 2>/dev/null || true
+	done
 	jobs -p | xargs -r kill -9 2>/dev/null || true
 	if [ $rc != 0 ]; then
 		[ ! -s "$W/thinsrv.log" ] || {
