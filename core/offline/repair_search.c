@@ -28,13 +28,14 @@ is_tree_node(const struct scan *scan, mblock_t b)
 
 /* The later of two records of one device. */
 static bool
-is_newer(const struct device_details *a, const struct device_details *b)
+is_later(const struct device_details *a, const struct device_details *b)
 {
-    if (a->snapshotted_time != b->snapshotted_time)
-        return a->snapshotted_time > b->snapshotted_time;
-    if (a->transaction_id != b->transaction_id)
-        return a->transaction_id > b->transaction_id;
-    return a->mapped_blocks > b->mapped_blocks;
+    const struct scan_age ages[] = {
+        {a->snapshotted_time, a->transaction_id, .mapped = a->mapped_blocks},
+        {b->snapshotted_time, b->transaction_id, .mapped = b->mapped_blocks},
+    };
+
+    return scan_is_later(&ages[0], &ages[1]);
 }
 
 static int
@@ -53,7 +54,7 @@ take_details(struct repair_plan *plan, const uint8_t *data, const uint8_t *had)
         dev = repair_device(plan, id);
         if (!dev)
             return -ENOMEM;
-        if (!dev->have_details || is_newer(&d, &dev->details))
+        if (!dev->have_details || is_later(&d, &dev->details))
             dev->details = d;
         dev->have_details = true;
     }
@@ -100,6 +101,18 @@ root_rank(struct repair_plan *plan, const struct live_device *dev, mblock_t leaf
            (live ? 1u : 0);
 }
 
+/* Of two roots of equal rank: the fuller one, as nothing must be lost; where they hold
+   equally much, the later one. */
+static bool
+is_preferred(struct scan *scan, mblock_t root, mblock_t had)
+{
+    uint64_t total = scan_total(scan, root), had_total = scan_total(scan, had);
+    struct scan_age age = scan_age_of_root(scan, root);
+    struct scan_age had_age = scan_age_of_root(scan, had);
+
+    return total != had_total ? total > had_total : scan_is_later(&age, &had_age);
+}
+
 /* Whether a top-level leaf may bring devices of which there are no details. */
 enum new_ids { NEW_NONE, NEW_LIVE, NEW_ALL };
 
@@ -138,8 +151,7 @@ weigh_leaf(struct repair_plan *plan, mblock_t leaf, const uint8_t *data,
         if (dev->root) {
             unsigned old = dev->rank;
 
-            if (rank < old ||
-                (rank == old && scan_total(scan, root) <= scan_total(scan, dev->root)))
+            if (rank < old || (rank == old && !is_preferred(scan, root, dev->root)))
                 continue;
         }
         dev->root = root;

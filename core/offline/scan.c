@@ -229,17 +229,8 @@ read_counts(struct scan *scan, mblock_t index_block, bool unknown_live, bool *re
     return 0;
 }
 
-struct index_score {
-    uint64_t time, trans_id;
-    /* The clock never goes back: who has mappings of a later time, or more of them, is the
-       newer one. */
-    uint64_t mapping_time, nr_at_time;
-    uint64_t mapped; /* by the details: pools grow more often than they shrink */
-    int64_t nodes;   /* live blocks that are nodes, less those that are nothing known */
-};
-
-static bool
-is_better(const struct index_score *a, const struct index_score *b)
+bool
+scan_is_later(const struct scan_age *a, const struct scan_age *b)
 {
     if (a->time != b->time)
         return a->time > b->time;
@@ -253,7 +244,7 @@ is_better(const struct index_score *a, const struct index_score *b)
 }
 
 static void
-score_details(struct scan *scan, mblock_t b, uint8_t *data, struct index_score *score)
+score_details(struct scan *scan, mblock_t b, uint8_t *data, struct scan_age *score)
 {
     if (source_read(scan->src, b, data, NULL) < 0 ||
         block_check(BLOCK_NODE, data, b, NULL) < 0 ||
@@ -270,7 +261,7 @@ score_details(struct scan *scan, mblock_t b, uint8_t *data, struct index_score *
 }
 
 static int
-score_index(struct scan *scan, struct index_score *score)
+score_index(struct scan *scan, struct scan_age *score)
 {
     AUTO_FREE uint8_t *data = malloc(METADATA_BLOCK_SIZE);
 
@@ -298,14 +289,14 @@ score_index(struct scan *scan, struct index_score *score)
 static int
 choose_counts(struct scan *scan, mblock_t named)
 {
-    struct index_score best = {0};
+    struct scan_age best = {0};
     mblock_t chosen = 0;
     int r = read_counts(scan, named, true, &scan->counts_known);
 
     if (r < 0 || scan->counts_known)
         return r;
     for (unsigned i = 0; i < scan->nr_indexes; i++) {
-        struct index_score score = {0};
+        struct scan_age score = {0};
         bool good;
 
         r = read_counts(scan, scan->indexes[i], false, &good);
@@ -313,7 +304,7 @@ choose_counts(struct scan *scan, mblock_t named)
             r = score_index(scan, &score);
         if (r < 0)
             return r;
-        if (good && (!chosen || is_better(&score, &best))) {
+        if (good && (!chosen || scan_is_later(&score, &best))) {
             chosen = scan->indexes[i];
             best = score;
         }
@@ -348,6 +339,17 @@ scan_fini(struct scan *scan)
 
 /* ---- totals ------------------------------------------------------------------------------- */
 
+static void
+add_times(struct scan_block *s, const struct scan_block *below)
+{
+    if (below->time < s->time || !below->nr_at_time)
+        return;
+    if (below->time > s->time)
+        s->nr_at_time = 0;
+    s->time = below->time;
+    s->nr_at_time = (uint16_t)min_u64(s->nr_at_time + below->nr_at_time, UINT16_MAX);
+}
+
 static uint64_t
 total_below(struct scan *scan, mblock_t b, unsigned depth)
 {
@@ -370,8 +372,13 @@ total_below(struct scan *scan, mblock_t b, unsigned depth)
         node_judge(data, VALUE_SIZE_MAPPING, NULL) < 0)
         return 0;
     s->total = TOTAL_BUSY;
-    for (uint32_t i = 0, nr = node_nr_entries(data); i < nr; i++)
-        total += total_below(scan, node_value64(data, i), depth + 1);
+    for (uint32_t i = 0, nr = node_nr_entries(data); i < nr; i++) {
+        mblock_t below = node_value64(data, i);
+
+        total += total_below(scan, below, depth + 1);
+        if (below < scan->nr_blocks)
+            add_times(s, &scan->blocks[below]);
+    }
     s->total = total;
     return total;
 }
@@ -380,4 +387,13 @@ uint64_t
 scan_total(struct scan *scan, mblock_t b)
 {
     return total_below(scan, b, 0);
+}
+
+struct scan_age
+scan_age_of_root(struct scan *scan, mblock_t root)
+{
+    const struct scan_block *s = &scan->blocks[root];
+
+    (void)scan_total(scan, root);
+    return (struct scan_age){.mapping_time = s->time, .nr_at_time = s->nr_at_time};
 }

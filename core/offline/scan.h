@@ -22,8 +22,10 @@ enum scan_kind {
 struct scan_block {
     uint64_t first, last; /* keys, if nr > 0 */
     uint64_t total;       /* entries of leaves below; SCAN_UNKNOWN until asked */
-    uint32_t time;        /* of a leaf: the latest of its mappings */
-    uint16_t nr_at_time;  /* so many have it */
+    /* The latest of the mappings, and how many have it: of a leaf its own (at most 252), of
+       an internal node those below, with its total, and at most UINT16_MAX. */
+    uint32_t time;
+    uint16_t nr_at_time;
     uint16_t nr;
     uint8_t kind;
     uint8_t flags;
@@ -60,5 +62,23 @@ void scan_fini(struct scan *scan);
 
 /* Entries of all leaves below b, as far as they can be reached. */
 uint64_t scan_total(struct scan *scan, mblock_t b);
+
+/*
+ * Which of two states of a pool, or of a part of it, is the later one: all that is known
+ * of a state without a transaction that leads to it. What is not known, or not
+ * comparable, is 0 in both.
+ */
+struct scan_age {
+    uint64_t time, trans_id; /* by the details */
+    /* The clock never goes back: who has mappings of a later time, or more of them, is the
+       later one. */
+    uint64_t mapping_time, nr_at_time;
+    uint64_t mapped; /* by the details: pools grow more often than they shrink */
+    int64_t nodes;   /* live blocks that are nodes, less those that are nothing known */
+};
+bool scan_is_later(const struct scan_age *a, const struct scan_age *b);
+
+/* What the mappings below a root tell of its age; the rest is 0. */
+struct scan_age scan_age_of_root(struct scan *scan, mblock_t root);
 
 #endif
