@@ -67,6 +67,8 @@ struct backup {
     uint64_t kept_base;
     uint8_t out[KEPT_MAX][KEPT_SLOT_BYTES]; /* what keep_job writes */
     uint64_t out_from, out_nr;
+    bool out_flush, unflushed; /* with this one; since the last one that did */
+    uint64_t flushed_ns;
     bool keep_failed;
 
     bool stopping;
@@ -361,6 +363,8 @@ keep_work(struct blocking_job *job)
         kept_encode_slot(sequence, (uint64_t)time(NULL), block, slot);
         r = backup_write_kept(b->kept_fd, sequence, slot, &err);
     }
+    if (r == 0 && b->out_flush && fdatasync(b->kept_fd) < 0)
+        r = thin_fail_code(&err, -errno, "flush the kept superblocks");
     if (r < 0 && !b->keep_failed)
         log_warning("superblocks cannot be kept: %s pool=%s", err.text, b->pool_name);
     b->keep_failed = r < 0;
@@ -379,10 +383,16 @@ keep_done(struct blocking_job *job)
 static void
 keep_write(struct backup *b)
 {
-    uint64_t from;
+    uint64_t from, now = loop_now_ns(b->server->thin_loop);
 
-    if (b->keeping || b->nr_written == b->nr_seen)
+    if (b->keeping || (b->nr_written == b->nr_seen && !(b->stopping && b->unflushed)))
         return;
+    /* A flush costs all that work on that disk; what one lacks the pool's own device has. */
+    b->out_flush = b->stopping || b->flushed_ns == 0 ||
+                   now - b->flushed_ns >= BACKUP_FLUSH_MS * NS_PER_MS;
+    b->unflushed = !b->out_flush;
+    if (b->out_flush)
+        b->flushed_ns = now;
     from = b->nr_seen > KEPT_MAX ? b->nr_seen - KEPT_MAX : 0;
     if (from < b->nr_written)
         from = b->nr_written;
@@ -470,7 +480,7 @@ stop_continue(struct backup *b)
 {
     if (b->at || b->keeping)
         return;
-    if (b->nr_written < b->nr_seen) {
+    if (b->nr_written < b->nr_seen || b->unflushed) {
         keep_write(b);
         return;
     }

@@ -5,7 +5,7 @@
  *
  *   backup_start ─► (copy "open") ─► interval ─► copy "regular" ─► interval ...
  *        │              ▲ backup_now: copy "grow", "handover", waited for
- *   backup_superblock ─► ring in memory ─► BACKUP_KEPT_MS later ─► file
+ *   backup_superblock ─► ring in memory ─► BACKUP_KEPT_MS later ─► file, flushed now and then
  *   backup_stop ─► (thread ends) ─► the ring is written out ─► stopped
  *
  * A copy that fails is logged and told as an event; it stops nothing else. Main loop only.
@@ -16,10 +16,11 @@
 #include "core/pool/pool.h"
 #include "server/server.h"
 
-#define BACKUP_COPIES_MAX 2u   /* at work at the same time, of all pools */
-#define BACKUP_NICE       10   /* of their threads, against the loop's 0 */
-#define BACKUP_KEPT_MS    200u /* from a superblock to its file */
-#define BACKUP_KIND_MAX   16u  /* bytes, with the end */
+#define BACKUP_COPIES_MAX 2u     /* at work at the same time, of all pools */
+#define BACKUP_NICE       10     /* of their threads, against the loop's 0 */
+#define BACKUP_KEPT_MS    200u   /* from a superblock to its file */
+#define BACKUP_FLUSH_MS   10000u /* at least between two flushes of that file */
+#define BACKUP_KIND_MAX   16u    /* bytes, with the end */
 
 struct backup;
 struct server_pool;

@@ -199,6 +199,8 @@ backup_open_kept(const char *folder, const char *metadata_path, bool anew, int *
 
         kept_encode_head(of, head);
         r = write_fully(fd, 0, head, sizeof(head));
+        if (r == 0)
+            r = sync_folder(folder);
         if (r < 0)
             return thin_fail_code(err, r, "write %s", path);
     }

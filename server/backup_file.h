@@ -33,7 +33,7 @@ int backup_write_pack(const char *folder, const char *kind, uint64_t unix_s,
  */
 int backup_open_kept(const char *folder, const char *metadata_path, bool anew,
                      int *ret_fd, uint64_t *ret_next, struct thin_error *err);
-/* `slot` as kept_encode_slot made it. Not flushed: the next ones follow soon. */
+/* `slot` as kept_encode_slot made it. Not flushed. */
 int backup_write_kept(int fd, uint64_t sequence, const uint8_t *slot,
                       struct thin_error *err);
 
