@@ -156,8 +156,11 @@ event(void *arg, struct pool *pool, const char *name, const char *words)
     struct sim *sim = arg;
     struct pool_info info;
 
-    if (strcmp(name, "mode") == 0 && strcmp(words, "read-only") == 0)
-        sim->rolling = true;
+    if (strcmp(name, "mode") == 0 && strcmp(words, "read-only") == 0) {
+        pool_get_info(pool, &info);
+        /* One that could not be settled has nothing to roll back. */
+        sim->rolling |= !strstr(info.why, "the superblock cannot be written");
+    }
     if (strcmp(name, "damaged") == 0 && strstr(words, "counts of data blocks"))
         sim->in_doubt = true;
     if (strcmp(name, "rolled-back") != 0)
