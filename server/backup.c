@@ -363,8 +363,8 @@ keep_work(struct blocking_job *job)
         kept_encode_slot(sequence, (uint64_t)time(NULL), block, slot);
         r = backup_write_kept(b->kept_fd, sequence, slot, &err);
     }
-    if (r == 0 && b->out_flush && fdatasync(b->kept_fd) < 0)
-        r = thin_fail_code(&err, -errno, "flush the kept superblocks");
+    if (r == 0 && b->out_flush)
+        r = backup_flush_kept(b->kept_fd, &err);
     if (r < 0 && !b->keep_failed)
         log_warning("superblocks cannot be kept: %s pool=%s", err.text, b->pool_name);
     b->keep_failed = r < 0;

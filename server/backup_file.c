@@ -215,3 +215,10 @@ backup_write_kept(int fd, uint64_t sequence, const uint8_t *slot, struct thin_er
 
     return r < 0 ? thin_fail_code(err, r, "keep a superblock") : 0;
 }
+
+int
+backup_flush_kept(int fd, struct thin_error *err)
+{
+    return fdatasync(fd) < 0 ? thin_fail_code(err, -errno, "flush the kept superblocks")
+                             : 0;
+}

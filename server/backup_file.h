@@ -36,5 +36,6 @@ int backup_open_kept(const char *folder, const char *metadata_path, bool anew,
 /* `slot` as kept_encode_slot made it. Not flushed. */
 int backup_write_kept(int fd, uint64_t sequence, const uint8_t *slot,
                       struct thin_error *err);
+int backup_flush_kept(int fd, struct thin_error *err);
 
 #endif

@@ -86,8 +86,9 @@ snapshot_apply(struct admin_job *job, struct thin_error *err)
         r = metadata_create_snap(job->pool->md, snap->dev_id, snap->origin_id, err);
         if (r == 0)
             r = admin_check_details(job, snap->dev_id, err);
-        /* All of a group are looked at before it is planned again. */
-        if (r < 0 && job->again) {
+        /* All of a group are looked at before it is planned again, and those whose blocks
+           have to be read first are waited for. */
+        if (r == -EAGAIN && job->again) {
             result = r;
             continue;
         }

@@ -216,6 +216,35 @@ START_TEST(a_group_may_begin_before_time_ticks)
 }
 END_TEST
 
+/* Time does not tick for empty volumes, and each node has to be read first. */
+START_TEST(a_group_is_learned_of_while_its_nodes_are_read)
+{
+    enum { NR = 24 };
+    char names[NR][16], snaps[NR][16];
+    const char *name_list[NR], *snap_list[NR];
+
+    rig_close();
+    rig.params.leaf_max = 6;
+    rig.params.internal_max = 6;
+    rig_open(true);
+    for (uint32_t i = 0; i < NR; i++) {
+        /* Apart from each other, in nodes of their own. */
+        uint32_t at = i * 5 % NR;
+
+        snprintf(names[at], sizeof(names[at]), "v%u", i);
+        snprintf(snaps[at], sizeof(snaps[at]), "s%u", i);
+        name_list[at] = names[at];
+        snap_list[at] = snaps[at];
+        rig_create(names[at], RIG_BLOCK);
+    }
+    rig_reopen();
+    rig_ok(pool_volume_snapshot(rig.pool, name_list, snap_list, NR, RIG_DONE));
+    rig_reopen();
+    rig_list(NULL, ADMIN_LIST_MAX);
+    ck_assert_uint_eq(rig.nr_infos, 2 * NR);
+}
+END_TEST
+
 START_TEST(the_largest_group_fits_in_one_operation)
 {
     char names[POOL_GROUP_MAX][16], snaps[POOL_GROUP_MAX][16];
@@ -696,6 +725,7 @@ main(void)
     tcase_add_test(tcase, the_end_of_snapshots_is_told_in_time);
     tcase_add_test(tcase, a_group_is_taken_whole_or_not_at_all);
     tcase_add_test(tcase, a_group_may_begin_before_time_ticks);
+    tcase_add_test(tcase, a_group_is_learned_of_while_its_nodes_are_read);
     tcase_add_test(tcase, the_largest_group_fits_in_one_operation);
     tcase_add_test(tcase, a_deleted_volume_gives_everything_back);
     tcase_add_test(tcase, a_volume_in_use_or_protected_is_not_deleted);
