@@ -100,6 +100,12 @@ int metadata_create_snap(struct metadata *md, uint32_t id, uint32_t origin,
                          struct thin_error *err);
 
 /*
+ * Moves time on, whatever was mapped: who shares origins in the same operation then knows
+ * beforehand what time their snapshots get. -THIN_E_LIMIT when no tick is left.
+ */
+int metadata_tick(struct metadata *md, struct thin_error *err);
+
+/*
  * One bounded step of deleting a device: `budget` nodes at most. *ret_done: device and
  * details are gone. Between steps the pool is valid and mapped_blocks exact. A device
  * whose root is shared is gone after the first step. -THIN_E_NOT_FOUND.

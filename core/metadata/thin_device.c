@@ -430,6 +430,22 @@ metadata_create_thin(struct metadata *md, uint32_t id, struct thin_error *err)
 }
 
 int
+metadata_tick(struct metadata *md, struct thin_error *err)
+{
+    int r = md_check_changing(md, err);
+
+    if (r < 0)
+        return r;
+    if (md->now.sb.time >= POOL_TIME_MAX)
+        return thin_fail(err, -THIN_E_LIMIT,
+                         "no snapshot time is left: the pool's clock is at %u, its "
+                         "highest",
+                         POOL_TIME_MAX);
+    md->now.sb.time += seeded_bug(SEEDED_TIME_STANDS) ? 0 : 1;
+    return 0;
+}
+
+int
 metadata_create_snap(struct metadata *md, uint32_t id, uint32_t origin,
                      struct thin_error *err)
 {
@@ -453,12 +469,9 @@ metadata_create_snap(struct metadata *md, uint32_t id, uint32_t origin,
      */
     device_touch(md, dev);
     if (dev->now.times_end > md->now.sb.time) {
-        if (md->now.sb.time >= POOL_TIME_MAX)
-            return thin_fail(err, -THIN_E_LIMIT,
-                             "no snapshot time is left: the pool's clock is at %u, its "
-                             "highest",
-                             POOL_TIME_MAX);
-        md->now.sb.time += seeded_bug(SEEDED_TIME_STANDS) ? 0 : 1;
+        r = metadata_tick(md, err);
+        if (r < 0)
+            return r;
         dev->now.times_end = md->now.sb.time;
     }
     r = tm_inc(md->tm, dev->now.root, 1, err);

@@ -54,6 +54,11 @@ admin_guess_details(struct admin_job *job, struct catalogue_record *record, bool
     const struct superblock *sb = metadata_superblock(job->pool->md);
     const struct admin_snap *snap = snap_of(job, record->dev_id);
 
+    if (snap && job->ticks_first) {
+        record->transaction_id = sb->trans_id;
+        record->creation_time = sb->time + 1;
+        return;
+    }
     if (snap && snap->looked) {
         record->transaction_id = snap->learned_txn;
         record->creation_time = snap->learned_time;
@@ -87,6 +92,8 @@ admin_check_details(struct admin_job *job, uint32_t dev_id, struct thin_error *e
         job->again = true;
         snap = snap_of(job, dev_id);
         if (snap) {
+            if (snap->looked || job->tries > 2)
+                job->ticks_first = true;
             snap->looked = true;
             snap->learned_time = details.creation_time;
             snap->learned_txn = details.transaction_id;

@@ -68,6 +68,7 @@ struct admin_job {
     struct catalogue_change change;
     bool again;         /* the operation found that the plan must be another */
     bool looked;        /* learned_* tell what it found */
+    bool ticks_first;   /* what it found changes with each write: time moves on anyway */
     bool bare;          /* without a catalogue: memory has followed already */
     bool compacted;     /* a checkpoint was made for its sake */
     bool no_first_step; /* of a delete: its tree makes trouble, or needs too much room */

@@ -75,6 +75,8 @@ snapshot_apply(struct admin_job *job, struct thin_error *err)
 {
     int result = judge_reserved(job, err);
 
+    if (result == 0 && job->ticks_first)
+        result = metadata_tick(job->pool->md, err);
     if (result < 0)
         return result;
     for (uint32_t i = 0; i < job->nr_snaps; i++) {

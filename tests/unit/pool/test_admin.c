@@ -245,6 +245,64 @@ START_TEST(a_group_is_learned_of_while_its_nodes_are_read)
 }
 END_TEST
 
+#define NR_WRITTEN 32u
+
+static struct volume *written[NR_WRITTEN];
+static struct volume_io writes[NR_WRITTEN];
+static unsigned nr_ended;
+
+static void
+one_written(struct volume_io *io, int result)
+{
+    (void)io;
+    ck_assert_int_eq(result, 0);
+    nr_ended++;
+}
+
+/* A first write to one volume after the other, the last of the group first: each time that
+   it is planned again another one has a mapping of the present time. */
+START_TEST(a_group_is_taken_whatever_is_written_meanwhile)
+{
+    char names[NR_WRITTEN][16], snaps[NR_WRITTEN][16];
+    const char *name_list[NR_WRITTEN], *snap_list[NR_WRITTEN];
+    static unsigned char bytes[4096];
+    struct iovec iov = {bytes, sizeof(bytes)};
+    unsigned left = NR_WRITTEN;
+
+    for (uint32_t i = 0; i < NR_WRITTEN; i++) {
+        snprintf(names[i], sizeof(names[i]), "v%02u", i);
+        snprintf(snaps[i], sizeof(snaps[i]), "s%02u", i);
+        name_list[i] = names[i];
+        snap_list[i] = snaps[i];
+        rig_create(names[i], RIG_BLOCK);
+        written[i] = rig_open_volume(names[i]);
+    }
+    nr_ended = 0;
+    rig_begin();
+    pool_volume_snapshot(rig.pool, name_list, snap_list, NR_WRITTEN, RIG_DONE);
+    while (!rig.told) {
+        if (left > 0 && NR_WRITTEN - left < nr_ended + (unsigned)_i) {
+            left--;
+            writes[left] = (struct volume_io){.op = VOLUME_WRITE,
+                                              .len = sizeof(bytes),
+                                              .iov = &iov,
+                                              .nr_iov = 1,
+                                              .done = one_written};
+            volume_submit(written[left], &writes[left]);
+        }
+        ck_assert(sim_loop_step(rig.loop));
+    }
+    ck_assert_msg(rig.result == 0, "%s: %s", thin_error_name(rig.result), rig.err.text);
+    while (nr_ended < NR_WRITTEN - left)
+        ck_assert(sim_loop_step(rig.loop));
+    for (uint32_t i = 0; i < NR_WRITTEN; i++)
+        volume_close(written[i]);
+    rig_reopen();
+    rig_list(NULL, ADMIN_LIST_MAX);
+    ck_assert_uint_eq(rig.nr_infos, 2 * NR_WRITTEN);
+}
+END_TEST
+
 START_TEST(the_largest_group_fits_in_one_operation)
 {
     char names[POOL_GROUP_MAX][16], snaps[POOL_GROUP_MAX][16];
@@ -726,6 +784,7 @@ main(void)
     tcase_add_test(tcase, a_group_is_taken_whole_or_not_at_all);
     tcase_add_test(tcase, a_group_may_begin_before_time_ticks);
     tcase_add_test(tcase, a_group_is_learned_of_while_its_nodes_are_read);
+    tcase_add_loop_test(tcase, a_group_is_taken_whatever_is_written_meanwhile, 1, 12);
     tcase_add_test(tcase, the_largest_group_fits_in_one_operation);
     tcase_add_test(tcase, a_deleted_volume_gives_everything_back);
     tcase_add_test(tcase, a_volume_in_use_or_protected_is_not_deleted);
