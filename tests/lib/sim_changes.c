@@ -290,6 +290,7 @@ pool_change_start(struct sim *sim)
             pool_reserve_snap(sim->pool, done);
         else
             pool_release_snap(sim->pool, done);
+        sim->root_was_held = true;
         return true;
     }
     pool_get_info(sim->pool, &info);

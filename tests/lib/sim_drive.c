@@ -37,14 +37,14 @@ sim_note(struct sim *sim, uint64_t what)
 }
 
 /* A held root keeps blocks that a discard has given back: what is reserved and discarded
-   then is promised without being there. */
+   then is promised without being there, until it was released and they have come back. */
 static bool
-root_is_held(struct sim *sim)
+root_was_held(struct sim *sim)
 {
     struct pool_info info;
 
     pool_get_info(sim->pool, &info);
-    return info.held_root != 0;
+    return sim->root_was_held || info.held_root != 0;
 }
 
 void
@@ -60,7 +60,7 @@ sim_judge_error(struct sim *sim, int result, const char *what, unsigned slot)
     switch (result) {
     case -THIN_E_NO_DATA_SPACE:
         if (sim->clients[slot].reserved && !sim->faulty && !sim->cut &&
-            !root_is_held(sim))
+            !root_was_held(sim))
             sim_die(sim, "%s of volume %s, all of which is reserved, finds no room", what,
                     sim->model.volumes[slot].now.name);
         known = true;
@@ -234,6 +234,7 @@ sim_open_begin(struct sim *sim, struct device *data, struct device *metadata, bo
     params.event_arg = sim;
     sim->pool = NULL;
     sim->rolled_back = sim->rolling = sim->cut = sim->call_ended = false;
+    sim->root_was_held = false;
     pool_open(&params, opened, sim);
 }
 

@@ -24,8 +24,8 @@
 #define META_BLOCKS  1024u /* 4 MiB, the least that is made */
 #define VOLUME_PAGES 200u  /* blocks of a volume */
 #define NAMES        1500u
-#define STEPS        4000u
-#define STEPS_LONG   100000u
+#define STEPS        40000u
+#define STEPS_LONG   1000000u
 #define REOPEN_EVERY 1000u
 
 static struct pool_rig rig;
