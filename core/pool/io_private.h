@@ -192,6 +192,8 @@ void space_distrust(struct pool *pool);
 void space_freed(void *pool, dblock_t begin, dblock_t end);
 /* After a commit: waiting claims go on. */
 void space_after_commit(struct pool *pool);
+/* Blocks were taken: what is low is told, what may grow by itself grows. */
+void space_taken(struct pool *pool);
 /* Seconds that so many free data blocks will last; negative: nothing is being taken. */
 int64_t low_water_lasts_s(const struct pool *pool, uint64_t free_blocks);
 /* The metadata is (nearly) full: true if its device is growing, or begins to. */

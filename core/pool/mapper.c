@@ -68,6 +68,8 @@ insert_done(struct metaop *op, int result, const struct thin_error *err)
         return;
     }
     space_claim_end(frag, true);
+    if (!pool->closing)
+        space_taken(pool);
     frag_step_done(frag);
 }
 

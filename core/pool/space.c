@@ -561,6 +561,19 @@ space_grown(struct pool *pool)
 }
 
 void
+space_taken(struct pool *pool)
+{
+    struct metadata_space ms;
+
+    metadata_data_space(pool->md, &ms);
+    low_water_look(pool);
+    if (pool->config.extend_data.percent && ms.nr_blocks &&
+        (double)(ms.nr_blocks - ms.nr_free - ms.nr_pending) * 100.0 >=
+            (double)ms.nr_blocks * pool->config.extend_data.percent)
+        space_extend(pool);
+}
+
+void
 space_after_commit(struct pool *pool)
 {
     struct space *sp = pool->space;
@@ -581,12 +594,7 @@ space_after_commit(struct pool *pool)
         space_extend_metadata(pool);
     if (ms.nr_free > 0 && pool->mode == POOL_OUT_OF_METADATA_SPACE)
         pool_set_mode(pool, POOL_WRITE, "", "%s", "");
-    metadata_data_space(pool->md, &ms);
-    low_water_look(pool);
-    if (pool->config.extend_data.percent && ms.nr_blocks &&
-        (double)(ms.nr_blocks - ms.nr_free - ms.nr_pending) * 100.0 >=
-            (double)ms.nr_blocks * pool->config.extend_data.percent)
-        space_extend(pool);
+    space_taken(pool);
 }
 
 /* ---- life --------------------------------------------------------------------------------------- */

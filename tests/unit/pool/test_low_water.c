@@ -115,6 +115,30 @@ START_TEST(each_level_is_told_once_with_the_time_that_is_left)
 }
 END_TEST
 
+/* Filled faster than commits come. */
+START_TEST(between_two_commits_it_is_told_as_well)
+{
+    struct volume *volume;
+    struct pool_info info;
+    uint64_t nr_commits;
+    unsigned begin;
+
+    rig.params.config.commit_interval_ms = 3600000;
+    rig_open(true);
+    volume = open_volume("vol");
+    pool_get_info(rig.pool, &info);
+    begin = (unsigned)info.data_blocks_free;
+    nr_commits = info.commits;
+    for (unsigned i = 0; i < begin - 5; i++)
+        ck_assert_int_eq(
+            rig_io(volume, VOLUME_WRITE, (uint64_t)i * RIG_BLOCK, 4096, bytes, 0), 0);
+    pool_get_info(rig.pool, &info);
+    ck_assert_uint_eq(info.commits, nr_commits);
+    ck_assert_uint_ge(nr_told, 2);
+    volume_close(volume);
+}
+END_TEST
+
 START_TEST(what_grows_by_itself_is_told_at_its_limit)
 {
     struct volume *volume;
@@ -192,6 +216,7 @@ main(void)
     tcase_add_checked_fixture(tcase, set_up, tear_down);
     tcase_set_timeout(tcase, 60);
     tcase_add_test(tcase, each_level_is_told_once_with_the_time_that_is_left);
+    tcase_add_test(tcase, between_two_commits_it_is_told_as_well);
     tcase_add_test(tcase, what_grows_by_itself_is_told_at_its_limit);
     tcase_add_test(tcase, failed_growth_is_tried_again);
     tcase_add_test(tcase, metadata_that_does_not_grow_is_told);
