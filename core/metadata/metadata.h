@@ -67,6 +67,9 @@ int metadata_format(struct metadata *md, uint32_t data_block_sectors,
  * recorded (with both sizes).
  */
 int metadata_load(struct metadata *md, struct thin_error *err);
+/* A metadata space map that is damaged keeps nobody from reading: all is loaded, nothing can
+   be changed, and this tells why. NULL: it is sound. */
+const char *metadata_counts_lost(const struct metadata *md);
 
 /* ---- operations --------------------------------------------------------------------- */
 

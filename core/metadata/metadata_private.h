@@ -77,6 +77,8 @@ struct metadata {
     struct transaction_manager *tm;
     struct space_map *data_sm; /* NULL until loaded or formatted */
     bool half_loaded;          /* the metadata space map is, and that was told */
+    bool suspected;            /* it looked damaged once */
+    char counts_lost[THIN_ERROR_TEXT_MAX]; /* why it cannot be used; empty: it can */
     uint64_t txn;
 
     struct md_state now, before;

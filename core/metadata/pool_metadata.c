@@ -1,6 +1,7 @@
 /* The metadata object: life, format, load, operations, the superblock's fields, space. */
 #include <errno.h>
 #include <inttypes.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -86,7 +87,7 @@ forget(struct metadata *md)
     md->data_sm = NULL;
     tm_destroy(md->tm);
     md->tm = NULL;
-    md->half_loaded = false;
+    md->half_loaded = md->suspected = false;
     memset(&md->now, 0, sizeof(md->now));
 }
 
@@ -375,6 +376,12 @@ judge_roots(const struct metadata *md, const struct superblock *sb,
     return 0;
 }
 
+static bool
+is_damage(int code)
+{
+    return code == -THIN_E_CHECKSUM || code == -THIN_E_BAD_BLOCK;
+}
+
 int
 metadata_load(struct metadata *md, struct thin_error *err)
 {
@@ -401,9 +408,18 @@ metadata_load(struct metadata *md, struct thin_error *err)
     r = judge_roots(md, &sb, err);
     if (r < 0)
         return r;
-    r = tm_load(md->tm, &sb.metadata_sm, err);
-    if (r < 0)
+    r = md->counts_lost[0] ? 0 : tm_load(md->tm, &sb.metadata_sm, err);
+    if (is_damage(r) && !md->suspected) {
+        md->suspected = true; /* it may have been the transfer */
+        r = tm_load(md->tm, &sb.metadata_sm, err);
+    }
+    if (is_damage(r)) {
+        /* Reading needs no counts of metadata blocks, changing does. */
+        snprintf(md->counts_lost, sizeof(md->counts_lost), "%s", thin_error_text(err, r));
+        md->params.read_only = true;
+    } else if (r < 0) {
         return thin_wrap(err, r, "load the metadata space map");
+    }
     if (!md->params.waiting && !md->half_loaded) {
         /* What follows makes large tables: a step of its own. */
         md->half_loaded = true;
@@ -415,6 +431,12 @@ metadata_load(struct metadata *md, struct thin_error *err)
     if (r < 0)
         return thin_wrap(err, r, "load the data space map");
     return 0;
+}
+
+const char *
+metadata_counts_lost(const struct metadata *md)
+{
+    return md->counts_lost[0] ? md->counts_lost : NULL;
 }
 
 /* ---- space ------------------------------------------------------------------------ */

@@ -318,12 +318,18 @@ open_geometry(struct pool *pool, struct thin_error *err)
         r = copier_create(pool);
     if (r < 0)
         return thin_fail(err, r, "%s", thin_strerror(r));
-    if (sb->flags & SUPERBLOCK_NEEDS_CHECK)
+    if (metadata_counts_lost(pool->md)) {
+        pool->wants_check = true;
+        pool_set_mode(pool, POOL_READ_ONLY, WHAT_TO_DO_REPAIR,
+                      "the metadata space map is damaged: %s",
+                      metadata_counts_lost(pool->md));
+    } else if (sb->flags & SUPERBLOCK_NEEDS_CHECK) {
         pool_set_mode(pool, POOL_READ_ONLY, WHAT_TO_DO_CHECK,
                       "the metadata is marked as needing a check");
-    else if (pool->metadata_dev->read_only || pool->data->read_only)
+    } else if (pool->metadata_dev->read_only || pool->data->read_only) {
         pool_set_mode(pool, POOL_READ_ONLY, "open its devices for writing",
                       "a device is read-only");
+    }
     return 0;
 }
 

@@ -78,6 +78,7 @@ mark_needs_check(struct pool *pool)
     struct metaop *op = &pool->end->op;
 
     if (!pool->wants_check || pool->marking || !pool->metadata_ready ||
+        metadata_counts_lost(pool->md) ||
         (metadata_superblock(pool->md)->flags & SUPERBLOCK_NEEDS_CHECK))
         return;
     pool->marking = true;
