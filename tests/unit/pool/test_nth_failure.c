@@ -31,7 +31,9 @@
 
 /* ---- what fails --------------------------------------------------------------------- */
 
+#ifdef NOMEM
 static bool of_memory; /* what is counted down: allocations, else I/Os */
+#endif
 static bool armed, failed;
 static unsigned countdown;
 
