@@ -4,6 +4,9 @@ set -euo pipefail
 : "${BUILD:?BUILD names the folder with the programs}"
 PATH=$BUILD:$PATH:/usr/sbin:/sbin
 SRC=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+# A program linked with a sanitized library wants its runtime too.
+SANITIZERS=$(sed -n 's/^SANITIZERS := *//p' "$BUILD/../config.mk" 2>/dev/null || true)
+sanitizer_flags=(${SANITIZERS:+-fsanitize="$SANITIZERS"})
 W=$(mktemp -d "${TMPDIR:-/tmp}/thinsrv-test.XXXXXX")
 SERVER_PID=
 cd "$W" # what tools leave behind stays here

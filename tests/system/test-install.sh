@@ -9,11 +9,7 @@ make -s -C "$BUILD/.." install DESTDIR="$W/dest" prefix=/usr/local >"$W/out" 2>&
 D=$W/dest/usr/local
 export PKG_CONFIG_PATH=$D/lib/pkgconfig PKG_CONFIG_SYSROOT_DIR=$W/dest LD_LIBRARY_PATH=$D/lib
 cc=${CC:-cc}
-flags=(-std=c99 -Wall -Wextra -Wpedantic -Werror)
-# A sanitized library wants its runtime in the program too.
-case $(nm -D "$D/lib/libthinclient.so") in
-*__asan_init*) flags+=(-fsanitize=address,undefined) ;;
-esac
+flags=(-std=c99 -Wall -Wextra -Wpedantic -Werror "${sanitizer_flags[@]}")
 
 start_server
 new_pool tank 256M

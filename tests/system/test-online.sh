@@ -110,7 +110,8 @@ sleep 1 # what would grow has grown
 must_fail 1 "at work already" thincli pool check big
 grew=$(($(rss) - before))
 echo "four dumps that nobody reads take $grew KiB"
-[ "${CHECK_RSS:-yes}" != yes ] || [ $grew -lt 65536 ] || fail "dumps that nobody reads take $grew KiB"
+[ -n "$SANITIZERS" ] || # its own memory counts
+	[ $grew -lt 65536 ] || fail "dumps that nobody reads take $grew KiB"
 qemu-io -f raw -c 'write -P 7 0 1M' -c flush "$(uri tank/vol)" >/dev/null # others are served
 exec 12<&- 13<&- 14<&-
 thinmeta dump "$W/big.meta" >"$W/big.offline" 2>/dev/null && fail "the pool is not locked"

@@ -326,7 +326,7 @@ must_fail 1 "neither" thinmeta check /dev/null
 must_fail 1 "line 1" thinmeta restore -i "$BUILD/thinmeta" -o "$W/f.img"
 
 echo "the library's example"
-cc -std=c11 -Wall -Werror -I"$SRC/core/offline" -o "$W/list" "$SRC/tests/examples/list-volumes.c" \
+cc -std=c11 -Wall -Werror "${sanitizer_flags[@]}" -I"$SRC/core/offline" -o "$W/list" "$SRC/tests/examples/list-volumes.c" \
 	-L"$BUILD" -lthinmeta -Wl,-rpath,"$BUILD"
 ln -sf "$BUILD/libthinmeta.so" "$W/libthinmeta.so.0"
 LD_LIBRARY_PATH=$W "$W/list" "$m" >"$W/out"
