@@ -190,14 +190,9 @@ catalogue_close(struct pool *pool)
     pool->catalogue = NULL;
 }
 
-bool
-catalogue_find(struct pool *pool, const char *name, struct catalogue_volume *ret)
+static void
+tell_record(const struct catalogue_record *record, struct catalogue_volume *ret)
 {
-    const struct catalogue_record *record =
-        catalogue_by_name(&pool->catalogue->records, name);
-
-    if (!record)
-        return false;
     ret->dev_id = record->dev_id;
     ret->size = record->size;
     ret->quota = record->quota;
@@ -206,7 +201,30 @@ catalogue_find(struct pool *pool, const char *name, struct catalogue_volume *ret
     ret->origin_size = ret->origin ? record->origin_size : 0;
     ret->read_only = record->flags & RECORD_READ_ONLY;
     memcpy(ret->name, record->name, strlen(record->name) + 1);
-    return true;
+}
+
+bool
+catalogue_find(struct pool *pool, const char *name, struct catalogue_volume *ret)
+{
+    const struct catalogue_record *record =
+        catalogue_by_name(&pool->catalogue->records, name);
+
+    if (record)
+        tell_record(record, ret);
+    return record != NULL;
+}
+
+bool
+catalogue_find_device(struct pool *pool, uint32_t dev_id, struct catalogue_volume *ret)
+{
+    const struct catalogue_record *record =
+        catalogue_by_id(&pool->catalogue->records, dev_id);
+
+    if (record && !record->name)
+        record = NULL;
+    if (record)
+        tell_record(record, ret);
+    return record != NULL;
 }
 
 uint64_t

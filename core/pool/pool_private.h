@@ -518,6 +518,8 @@ struct catalogue_volume {
 };
 /* False: no such volume, or it is being deleted. */
 bool catalogue_find(struct pool *pool, const char *name, struct catalogue_volume *ret);
+bool catalogue_find_device(struct pool *pool, uint32_t dev_id,
+                           struct catalogue_volume *ret);
 uint64_t catalogue_incarnation(const struct pool *pool);
 void catalogue_uuid(const struct pool *pool, uint8_t ret_uuid[16]); /* it has one */
 /* Added to the numbers of transactions they rise over all openings of the pool. */

@@ -116,12 +116,33 @@ rollback_failed(struct pool *pool, int code, const struct thin_error *err)
     rollback_end(pool);
 }
 
+/* What an open volume had become by a change that is lost, it is no more. */
+static void
+follow_record(struct volume_core *core)
+{
+    struct catalogue_volume cv;
+
+    if (!catalogue_find_device(core->pool, core->dev_id, &cv))
+        return;
+    volume_core_set_name(core, cv.name);
+    volume_core_set_size(core, cv.size);
+    core->read_only = cv.read_only;
+    core->quota = div_up_u64(cv.quota, core->pool->block_size);
+    if (core->origin)
+        core->origin_size = cv.origin_size;
+}
+
 static void
 catalogue_loaded(struct pool *pool, int result, const struct thin_error *err)
 {
+    struct volume_core *core;
+
     if (result < 0)
         log_error("the catalogue cannot be read again: %s pool=%s",
                   thin_error_text(err, result), pool->name);
+    else
+        TAILQ_FOREACH(core, &pool->cores, link)
+            follow_record(core);
     if (limits_load(pool) < 0)
         log_error("no memory for reservations pool=%s", pool->name);
     rollback_end(pool);

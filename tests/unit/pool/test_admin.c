@@ -216,6 +216,35 @@ START_TEST(a_group_may_begin_before_time_ticks)
 }
 END_TEST
 
+/* Its superblock cannot be written: what the volume had become is lost. */
+START_TEST(an_open_volume_is_rolled_back_with_its_record)
+{
+    struct volume *volume;
+    int r;
+
+    rig_create("vol", 4 * RIG_BLOCK);
+    volume = rig_open_volume("vol");
+    ck_assert_int_eq(rig_io(volume, VOLUME_FLUSH, 0, 0, NULL, 0), 0);
+    crash_disk_fail_nth(rig.metadata, 1u << DEVICE_FLUSH, 1, -EIO);
+    if (_i == 0)
+        r = rig_call(pool_volume_resize(rig.pool, "vol", 9 * RIG_BLOCK, false, RIG_DONE));
+    else if (_i == 1)
+        r = rig_call(pool_volume_resize(rig.pool, "vol", RIG_BLOCK, true, RIG_DONE));
+    else
+        r = rig_call(pool_volume_rename(rig.pool, "vol", "other", RIG_DONE));
+    ck_assert_int_lt(r, 0);
+    ck_assert(crash_disk_failed(rig.metadata));
+    rig_settle();
+    ck_assert_uint_eq(volume_size(volume), 4 * RIG_BLOCK);
+    ck_assert_str_eq(volume_name(volume), "vol");
+    volume_close(volume);
+    rig_reopen();
+    rig_list(NULL, 10);
+    ck_assert_uint_eq(rig.nr_infos, 1);
+    ck_assert_uint_eq(rig_info("vol")->size, 4 * RIG_BLOCK);
+}
+END_TEST
+
 /* Time does not tick for empty volumes, and each node has to be read first. */
 START_TEST(a_group_is_learned_of_while_its_nodes_are_read)
 {
@@ -783,6 +812,7 @@ main(void)
     tcase_add_test(tcase, the_end_of_snapshots_is_told_in_time);
     tcase_add_test(tcase, a_group_is_taken_whole_or_not_at_all);
     tcase_add_test(tcase, a_group_may_begin_before_time_ticks);
+    tcase_add_loop_test(tcase, an_open_volume_is_rolled_back_with_its_record, 0, 3);
     tcase_add_test(tcase, a_group_is_learned_of_while_its_nodes_are_read);
     tcase_add_loop_test(tcase, a_group_is_taken_whatever_is_written_meanwhile, 1, 12);
     tcase_add_test(tcase, the_largest_group_fits_in_one_operation);
