@@ -133,6 +133,7 @@ check_pool tank
 start_server
 
 # A client that is gone, or kicked, keeps its volume from nobody though its writes wait.
+session_of() { thincli --json session list | field "[s['id'] for s in d['sessions'] if '$1' in s['volumes']][0]"; }
 for how in killed kicked; do
 	thincli volume create tank/$how 1G
 	env PATH="/usr/bin:$PATH" nbdsh -u "$(uri tank/$how)" -c "
@@ -140,12 +141,13 @@ data = nbd.Buffer.from_bytearray(bytearray(b'q' * (1 << 20)))
 for i in range(100): h.aio_pwrite(data, i << 20)
 while True: h.poll(-1)" >/dev/null 2>&1 &
 	queued=$!
+	wait_until 40 "the client does not attach" session_of tank/$how
 	wait_until 40 "no write is queued" is_full tank
+	sleep 0.5 # it may have been full before: what is sent has come
 	if [ $how = killed ]; then
 		kill -9 $queued
 	else
-		thincli --json session list | field "[s['id'] for s in d['sessions'] if 'tank/$how' in s['volumes']][0]" >"$W/id"
-		thincli session kick "$(cat "$W/id")"
+		thincli session kick "$(session_of tank/$how)"
 	fi
 	wait $queued || true
 	began=$SECONDS
