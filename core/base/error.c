@@ -151,3 +151,9 @@ thin_error_text(const struct thin_error *err, int code)
 {
     return err && err->code && err->text[0] ? err->text : thin_strerror(code);
 }
+
+bool
+is_damage(int code)
+{
+    return code == -THIN_E_CHECKSUM || code == -THIN_E_BAD_BLOCK;
+}

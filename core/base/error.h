@@ -12,6 +12,7 @@
 #ifndef THIN_CORE_BASE_ERROR_H
 #define THIN_CORE_BASE_ERROR_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -117,6 +118,8 @@ const char *thin_strerror(int code);
 
 /* The stable upper-case name, as JSON and the log print it: "NO_DATA_SPACE", "EIO". Static. */
 const char *thin_error_name(int code);
+/* The code says that what was read is not what it should be. */
+bool is_damage(int code);
 
 /* The nearest positive errno, for NBD and for exit paths. 0 for 0 and for positives. */
 int thin_error_errno(int code);

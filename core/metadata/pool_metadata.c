@@ -376,12 +376,6 @@ judge_roots(const struct metadata *md, const struct superblock *sb,
     return 0;
 }
 
-static bool
-is_damage(int code)
-{
-    return code == -THIN_E_CHECKSUM || code == -THIN_E_BAD_BLOCK;
-}
-
 int
 metadata_load(struct metadata *md, struct thin_error *err)
 {

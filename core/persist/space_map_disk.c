@@ -314,12 +314,6 @@ learn_overflow(struct space_map *sm, struct thin_error *err)
 }
 
 /* A bitmap that cannot be trusted gives no blocks; the rest of the pool does. */
-static bool
-is_damage(int r)
-{
-    return r == -THIN_E_CHECKSUM || r == -THIN_E_BAD_BLOCK;
-}
-
 int
 sm_learn(struct space_map *sm, struct thin_error *err)
 {

@@ -492,7 +492,7 @@ area_done(struct metaop *op, int result, const struct thin_error *err)
     vblock_t wanted = area->begin / pages_per_block(cat) + load->nr_blocks;
     uint64_t had = load->nr_blocks;
 
-    if (result == -THIN_E_CHECKSUM || result == -THIN_E_BAD_BLOCK) {
+    if (is_damage(result)) {
         load->err = *err;
         damaged(load);
         return;

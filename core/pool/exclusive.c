@@ -93,7 +93,7 @@ leaves_run(struct metaop *op, struct thin_error *err)
         ex->at_end = end <= ex->reached || end == UINT64_MAX;
         ex->reached = end;
     }
-    if (r == -THIN_E_NOT_FOUND || r == -THIN_E_CHECKSUM || r == -THIN_E_BAD_BLOCK) {
+    if (r == -THIN_E_NOT_FOUND || is_damage(r)) {
         ex->at_end = true;
         return 0;
     }

@@ -71,12 +71,6 @@ pool_write_failed(struct pool *pool, int code, const struct thin_error *err)
                       thin_error_text(err, code));
 }
 
-bool
-is_damage(int code)
-{
-    return code == -THIN_E_CHECKSUM || code == -THIN_E_BAD_BLOCK;
-}
-
 void
 pool_damaged(struct pool *pool, dblock_t begin, dblock_t end, const char *words)
 {

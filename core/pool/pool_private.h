@@ -459,8 +459,6 @@ void pool_set_mode(struct pool *pool, enum pool_mode mode, const char *what_to_d
 /* A change failed for want of metadata space: the mode tells; other codes are not heeded. */
 void pool_write_failed(struct pool *pool, int code, const struct thin_error *err);
 
-/* The code says that metadata is not what it should be. */
-bool is_damage(int code);
 /* A request of the volume has met damage below its root: it is listed from now on. */
 void volume_damaged(struct volume_core *core, int code);
 bool pool_volume_is_damaged(const struct pool *pool, uint32_t dev_id);

@@ -241,7 +241,7 @@ find_run(struct metaop *op, struct thin_error *err)
             return 0;
         }
         r = space_look(pool, w->scan, w->scan_end, w->want_nr, &begin, &len, &next, err);
-        if (r == -THIN_E_CHECKSUM || r == -THIN_E_BAD_BLOCK) {
+        if (is_damage(r)) {
             /* Behind a damaged bitmap nothing is handed out; others go on. */
             len = 0;
             next = (w->scan / BITMAP_ENTRIES + 1) * BITMAP_ENTRIES;

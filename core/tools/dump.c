@@ -61,7 +61,7 @@ dump(const struct tool *tool, const struct dump_args *args, const char *path)
         r = tool_output_close(&out, &err);
     tool_close(src);
     tool_progress_end();
-    if ((r == -THIN_E_CHECKSUM || r == -THIN_E_BAD_BLOCK) && !args->live.lenient)
+    if (is_damage(r) && !args->live.lenient)
         r = thin_wrap(&err, r,
                       "the metadata is damaged (check tells more, --repair dumps "
                       "what can be reached)");
