@@ -130,6 +130,13 @@ leave_writers(struct attach_volume *v, const struct attachment *a)
     v->epoch_is_durable = false;
 }
 
+void
+attach_drain(struct attachment *a)
+{
+    if (a && a->volume)
+        volume_drain(a->volume);
+}
+
 /* A new generation begins: whoever writes now is fenced. */
 static void
 fence(struct attach_volume *v)
@@ -144,9 +151,10 @@ fence(struct attach_volume *v)
     v->epoch_is_durable = false;
     TAILQ_FOREACH(a, &v->attachments, link) {
         /* Who comes next waits for what is in flight: not for room as well. */
-        if (!a->read_only && a->generation == old && a->volume)
-            volume_drain(a->volume);
-        if (!a->read_only && a->generation == old && a->fenced)
+        if (a->read_only || a->generation != old)
+            continue;
+        attach_drain(a);
+        if (a->fenced)
             a->fenced(a->fenced_arg);
     }
 }

@@ -78,6 +78,9 @@ int attach_check(const struct attachment *attachment, uint64_t epoch);
  */
 int attach_begin(struct attachment *attachment, uint64_t epoch);
 void attach_end(struct attachment *attachment);
+/* Whoever holds it has gone: a write of its that waits for room is answered now, or it
+   would keep the volume from everybody. NULL is fine. */
+void attach_drain(struct attachment *attachment);
 /* `waiter` is told, on a turn of its own, when attach_begin can be tried again, or why it
    cannot; at once only if there is no memory. Counts as a request in flight. */
 void attach_raise(struct attach_table *table, struct attachment *attachment,

@@ -106,9 +106,7 @@ nbd_client_end(struct nbd_client *c)
     if (c->counted_handshake)
         c->server->handshakes--;
     c->counted_handshake = false;
-    /* A write that waits for room would keep its volume from everybody. */
-    if (c->attachment && c->attachment->volume)
-        volume_drain(c->attachment->volume);
+    attach_drain(c->attachment);
     loop_defer(c->server->thin_loop, &c->end_task);
 }
 

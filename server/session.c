@@ -261,11 +261,9 @@ void
 session_end(struct session *s)
 {
     s->ended = true;
-    /* A write that waits for room would keep its volume from everybody. */
     for (unsigned i = 0; i < PROTO_VOLUMES_MAX; i++)
-        if (s->volumes[i].handle && s->volumes[i].attachment &&
-            s->volumes[i].attachment->volume)
-            volume_drain(s->volumes[i].attachment->volume);
+        if (s->volumes[i].handle)
+            attach_drain(s->volumes[i].attachment);
     loop_timer_cancel(s->server->thin_loop, &s->lease);
     loop_defer(s->server->thin_loop, &s->task);
 }

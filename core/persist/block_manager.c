@@ -91,6 +91,12 @@ nr_clean(const struct block_manager *bm)
     return bm->nr_frames - bm->nr_free - bm->nr_dirty - bm->nr_writing;
 }
 
+uint32_t
+bm_clean_max(const struct block_manager *bm)
+{
+    return bm->clean_max;
+}
+
 void
 bm_get_stats(const struct block_manager *bm, struct bm_stats *ret_stats)
 {

@@ -167,6 +167,7 @@ void bm_fetch_fini(struct bm_fetch *fetch);
 /* ---- transactions ------------------------------------------------------------------ */
 
 uint32_t bm_nr_dirty(const struct block_manager *bm);
+uint32_t bm_clean_max(const struct block_manager *bm); /* how many it may keep clean */
 
 /* Forgets a frame whose block was freed in the transaction that made it: not written. */
 void bm_forget(struct block_manager *bm, mblock_t b);

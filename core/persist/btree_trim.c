@@ -7,7 +7,6 @@
 #include <string.h>
 
 #include "core/base/assert.h"
-#include "core/persist/bm_private.h"
 #include "core/persist/btree_private.h"
 
 #define TRIM_VALUES 64u /* given back one by one in one call: more is for the next */
@@ -306,7 +305,7 @@ btree_trim(const struct btree *t, mblock_t root, uint64_t begin, uint64_t end,
            struct thin_error *err)
 {
     /* All that one call reads must fit into the cache at the same time. */
-    uint32_t room = tm_bm(t->tm)->clean_max / TRIM_CACHE;
+    uint32_t room = bm_clean_max(tm_bm(t->tm)) / TRIM_CACHE;
     struct trim trim = {.t = t,
                         .root = root,
                         .begin = begin,

@@ -558,7 +558,7 @@ tm_load(struct transaction_manager *tm, const struct space_map_root *root,
 uint32_t
 tm_step_changes(const struct transaction_manager *tm)
 {
-    uint32_t nr = tm->bm->clean_max / OVERFLOW_FRAMES;
+    uint32_t nr = bm_clean_max(tm->bm) / OVERFLOW_FRAMES;
 
     return nr > OVERFLOW_STEP ? OVERFLOW_STEP : nr;
 }

@@ -198,9 +198,7 @@ op_run(struct metaop *op)
     }
     if (!op->reads_only && !pool_is_settled(pool)) {
         if (pool->settle_result < 0) {
-            thin_fail(&err, pool->settle_result, "the superblock cannot be written: %s",
-                      thin_strerror(pool->settle_result));
-            op_finish(op, pool->settle_result, &err);
+            op_fail(op, pool->settle_result);
             return;
         }
         pool_settle_begin(pool);

@@ -19,6 +19,7 @@
 #include "core/pool/pool.h"
 
 struct catalogue;
+struct catalogue_volume;
 struct admin;
 struct limits;
 struct origin;
@@ -299,9 +300,10 @@ void volume_core_set_time(struct volume_core *core, uint32_t time);
 void volume_core_hold(struct volume_core *core);
 void volume_core_put(struct volume_core *core);
 void volume_core_quiesce(struct volume_core *core, struct quiesce *q);
-/* The record changed: tells the handles. */
+/* The record changed: tells the handles. volume_core_follow: all that the record holds. */
 void volume_core_set_size(struct volume_core *core, uint64_t size);
 void volume_core_set_name(struct volume_core *core, const char *name);
+void volume_core_follow(struct volume_core *core, const struct catalogue_volume *cv);
 /* Requests of every handle are answered with `code` from now on. */
 void volume_core_fence(struct volume_core *core, int code);
 /* What the volume changed must be waited for in `txn`. */

@@ -122,14 +122,8 @@ follow_record(struct volume_core *core)
 {
     struct catalogue_volume cv;
 
-    if (!catalogue_find_device(core->pool, core->dev_id, &cv))
-        return;
-    volume_core_set_name(core, cv.name);
-    volume_core_set_size(core, cv.size);
-    core->read_only = cv.read_only;
-    core->quota = div_up_u64(cv.quota, core->pool->block_size);
-    if (core->origin)
-        core->origin_size = cv.origin_size;
+    if (catalogue_find_device(core->pool, core->dev_id, &cv))
+        volume_core_follow(core, &cv);
 }
 
 static void

@@ -565,11 +565,12 @@ space_taken(struct pool *pool)
 {
     struct metadata_space ms;
 
-    metadata_data_space(pool->md, &ms);
     low_water_look(pool);
-    if (pool->config.extend_data.percent && ms.nr_blocks &&
-        (double)(ms.nr_blocks - ms.nr_free - ms.nr_pending) * 100.0 >=
-            (double)ms.nr_blocks * pool->config.extend_data.percent)
+    if (!pool->config.extend_data.percent)
+        return;
+    metadata_data_space(pool->md, &ms);
+    if (ms.nr_blocks && (double)(ms.nr_blocks - ms.nr_free - ms.nr_pending) * 100.0 >=
+                            (double)ms.nr_blocks * pool->config.extend_data.percent)
         space_extend(pool);
 }
 

@@ -124,6 +124,16 @@ volume_core_set_name(struct volume_core *core, const char *name)
 }
 
 void
+volume_core_follow(struct volume_core *core, const struct catalogue_volume *cv)
+{
+    volume_core_set_name(core, cv->name);
+    volume_core_set_size(core, cv->size);
+    core->read_only = cv->read_only;
+    core->quota = div_up_u64(cv->quota, core->pool->block_size);
+    core->origin_size = cv->origin_size;
+}
+
+void
 volume_core_fence(struct volume_core *core, int code)
 {
     struct volume *volume;
@@ -145,10 +155,6 @@ core_make(struct pool *pool, const struct catalogue_volume *cv)
         return NULL;
     core->pool = pool;
     core->dev_id = cv->dev_id;
-    core->size = cv->size;
-    core->read_only = cv->read_only;
-    core->quota = div_up_u64(cv->quota, pool->block_size);
-    snprintf(core->name, sizeof(core->name), "%s", cv->name);
     TAILQ_INIT(&core->handles);
     TAILQ_INIT(&core->quiescing);
     TAILQ_INIT(&core->quiesce_next);
@@ -156,6 +162,7 @@ core_make(struct pool *pool, const struct catalogue_volume *cv)
     TAILQ_INIT(&core->windows);
     LIST_INIT(&core->pages);
     core->quiesce_task.run = quiesce_tell;
+    volume_core_follow(core, cv);
     core->epoch = pool->epoch;
     /* It may have been open before, and written to: what is not durable counts as its. */
     core->changed_txn = commit_last_txn(pool);
@@ -163,7 +170,6 @@ core_make(struct pool *pool, const struct catalogue_volume *cv)
     if (cv->origin) {
         snprintf(core->origin_identity, sizeof(core->origin_identity), "%s",
                  cv->origin_identity);
-        core->origin_size = cv->origin_size;
         core->origin = origin_get(pool, cv->origin);
         if (!core->origin) {
             free(core);

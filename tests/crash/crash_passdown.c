@@ -18,6 +18,7 @@
 #include "core/base/checked.h"
 #include "core/base/log.h"
 #include "core/base/random.h"
+#include "tests/lib/check_codes.h"
 #include "tests/lib/device_crash.h"
 #include "tests/lib/device_log.h"
 #include "tests/lib/pool_rig.h"
@@ -64,13 +65,6 @@ static unsigned char images[2][DATA_BLOCKS * BLOCK]; /* as large as the larger *
 static unsigned char base[2][DATA_BLOCKS * BLOCK];
 static const uint64_t sizes[2] = {(uint64_t)DATA_BLOCKS * BLOCK, META_SIZE};
 static unsigned char buf[VBLOCKS][BLOCK], back[BLOCK];
-
-#define ck_ok(expr)                                                                    \
-    do {                                                                               \
-        int ok_result = (expr);                                                        \
-        ck_assert_msg(ok_result == 0, "%s: %s: %s", #expr, thin_error_name(ok_result), \
-                      thin_error_text(&rig.err, ok_result));                           \
-    } while (0)
 
 static void
 stamp(unsigned char *bytes, uint64_t value)

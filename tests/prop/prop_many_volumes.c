@@ -12,6 +12,7 @@
 
 #include "core/base/log.h"
 #include "core/base/random.h"
+#include "tests/lib/check_codes.h"
 #include "tests/lib/pool_rig.h"
 #include "tests/lib/recount.h"
 #include "tests/lib/sim_loop.h"
@@ -24,13 +25,6 @@
 static struct pool_rig rig;
 static struct thin_random rng;
 static struct device *meta;
-
-#define ck_ok(expr)                                                                    \
-    do {                                                                               \
-        int ok_result = (expr);                                                        \
-        ck_assert_msg(ok_result == 0, "%s: %s: %s", #expr, thin_error_name(ok_result), \
-                      thin_error_text(&rig.err, ok_result));                           \
-    } while (0)
 
 static uint32_t
 number(const char *name, uint32_t otherwise)

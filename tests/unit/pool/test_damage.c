@@ -14,6 +14,7 @@
 #include "core/ondisk/bitmap.h"
 #include "core/ondisk/node.h"
 #include "core/ondisk/superblock.h"
+#include "tests/lib/check_codes.h"
 #include "tests/lib/device_crash.h"
 #include "tests/lib/device_fault.h"
 #include "tests/lib/pool_rig.h"
@@ -31,14 +32,6 @@ static struct crash_disk *data_disk, *meta_disk;
 static struct device *data, *meta;
 static struct volume *vol;
 static unsigned char buf[1u << 20], back[1u << 20];
-
-#define ck_ok(expr)                                                                    \
-    do {                                                                               \
-        int ok_result = (expr);                                                        \
-        ck_assert_msg(ok_result == 0, "%s: %s: %s", #expr, thin_error_name(ok_result), \
-                      thin_error_text(&rig.err, ok_result));                           \
-    } while (0)
-#define ck_code(expr, code) ck_assert_str_eq(thin_error_name(expr), #code)
 
 static void
 open_pool(bool format)

@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "core/base/random.h"
+#include "tests/lib/check_codes.h"
 #include "tests/lib/device_fault.h"
 #include "tests/lib/pool_rig.h"
 #include "tests/lib/recount.h"
@@ -21,14 +22,6 @@
 
 static struct pool_rig rig;
 static struct device *data_mem, *meta_mem, *data;
-
-#define ck_ok(expr)                                                                    \
-    do {                                                                               \
-        int ok_result = (expr);                                                        \
-        ck_assert_msg(ok_result == 0, "%s: %s: %s", #expr, thin_error_name(ok_result), \
-                      thin_error_text(&rig.err, ok_result));                           \
-    } while (0)
-#define ck_code(expr, code) ck_assert_str_eq(thin_error_name(expr), #code)
 
 static struct pool_params
 make_devices(uint64_t data_size, uint32_t sectors)

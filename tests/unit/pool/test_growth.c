@@ -12,6 +12,7 @@
 #include "core/base/random.h"
 #include "core/ondisk/bitmap.h"
 #include "core/ondisk/superblock.h"
+#include "tests/lib/check_codes.h"
 #include "tests/lib/pool_rig.h"
 #include "tests/lib/recount.h"
 #include "tests/lib/sim_loop.h"
@@ -26,14 +27,6 @@ static struct thin_random rng;
 static struct device *data, *meta;
 static struct volume *vol;
 static unsigned char buf[BLOCK], back[BLOCK];
-
-#define ck_ok(expr)                                                                    \
-    do {                                                                               \
-        int ok_result = (expr);                                                        \
-        ck_assert_msg(ok_result == 0, "%s: %s: %s", #expr, thin_error_name(ok_result), \
-                      thin_error_text(&rig.err, ok_result));                           \
-    } while (0)
-#define ck_code(expr, code) ck_assert_str_eq(thin_error_name(expr), #code)
 
 static void
 open_pool(uint64_t meta_blocks)

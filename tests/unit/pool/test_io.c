@@ -7,6 +7,7 @@
 
 #include "core/base/random.h"
 #include "core/pool/pool_private.h"
+#include "tests/lib/check_codes.h"
 #include "tests/lib/device_fault.h"
 #include "tests/lib/pool_rig.h"
 #include "tests/lib/recount.h"
@@ -22,14 +23,6 @@ static struct device *data, *meta;
 static struct device *data_mem, *meta_mem;
 static struct volume *vol;
 static unsigned char buf[4u << 20], back[4u << 20];
-
-#define ck_ok(expr)                                                                    \
-    do {                                                                               \
-        int ok_result = (expr);                                                        \
-        ck_assert_msg(ok_result == 0, "%s: %s: %s", #expr, thin_error_name(ok_result), \
-                      thin_error_text(&rig.err, ok_result));                           \
-    } while (0)
-#define ck_code(expr, code) ck_assert_str_eq(thin_error_name(expr), #code)
 
 static void
 fill(unsigned char *at, size_t len, uint64_t seed)

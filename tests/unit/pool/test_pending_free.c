@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "tests/lib/check_codes.h"
 #include "tests/lib/device_fault.h"
 #include "tests/lib/pool_rig.h"
 #include "tests/lib/sim_loop.h"
@@ -26,13 +27,6 @@ static struct volume *vol;
 static unsigned char buf[BLOCK], back[BLOCK];
 static uint64_t
     nr_mapped; /* blocks 0 to nr_mapped - 1 of the volume are, then it is full */
-
-#define ck_ok(expr)                                                                    \
-    do {                                                                               \
-        int ok_result = (expr);                                                        \
-        ck_assert_msg(ok_result == 0, "%s: %s: %s", #expr, thin_error_name(ok_result), \
-                      thin_error_text(&rig.err, ok_result));                           \
-    } while (0)
 
 static void
 set_up(void)

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "core/base/random.h"
+#include "tests/lib/check_codes.h"
 #include "tests/lib/device_fault.h"
 #include "tests/lib/pool_rig.h"
 #include "tests/lib/recount.h"
@@ -24,14 +25,6 @@ static struct thin_random rng;
 static struct device *meta_mem, *meta; /* the store, and the wrapper around it */
 static struct volume *vol;
 static unsigned char buf[4 * BLOCK];
-
-#define ck_ok(expr)                                                                    \
-    do {                                                                               \
-        int ok_result = (expr);                                                        \
-        ck_assert_msg(ok_result == 0, "%s: %s: %s", #expr, thin_error_name(ok_result), \
-                      thin_error_text(&rig.err, ok_result));                           \
-    } while (0)
-#define ck_code(expr, code) ck_assert_str_eq(thin_error_name(expr), #code)
 
 struct view {
     struct pool_pin *pin;

@@ -7,6 +7,7 @@
 #include "core/base/cleanup.h"
 #include "core/base/random.h"
 #include "core/ondisk/block.h"
+#include "tests/lib/check_codes.h"
 #include "tests/lib/device_crash.h"
 #include "tests/lib/pool_rig.h"
 #include "tests/lib/sim_loop.h"
@@ -21,13 +22,6 @@ static struct pool_rig rig;
 static struct thin_random rng;
 static struct crash_disk *data_disk, *meta_disk;
 static unsigned char block[BLOCK];
-
-#define ck_ok(expr)                                                                    \
-    do {                                                                               \
-        int ok_result = (expr);                                                        \
-        ck_assert_msg(ok_result == 0, "%s: %s: %s", #expr, thin_error_name(ok_result), \
-                      thin_error_text(&rig.err, ok_result));                           \
-    } while (0)
 
 static int
 try_open(bool format)
