@@ -176,6 +176,32 @@ device_finish(struct device *dev, struct device_io *io, int result)
 }
 
 void
+device_log_trouble(const struct device *dev, const struct device_io *io, int result,
+                   struct thin_log_limit *limit)
+{
+    static const char *const op_names[] = {
+        [DEVICE_READ] = "read",
+        [DEVICE_WRITE] = "write",
+        [DEVICE_WRITE_ZEROES] = "write_zeroes",
+        [DEVICE_DISCARD] = "discard",
+        [DEVICE_FLUSH] = "flush",
+        [DEVICE_GROW] = "grow",
+        [DEVICE_EXTENTS] = "extents",
+        [DEVICE_ALLOCATE] = "allocate",
+    };
+    unsigned dropped = 0;
+
+    if (result >= 0 || result <= -1001 || result == -ENOSPC || result == -EDQUOT ||
+        result == -EOPNOTSUPP || result == -EFBIG)
+        return;
+    if (thin_log_allowed(limit, loop_now_ns(dev->loop) / NS_PER_MS, &dropped))
+        log_error("a device request failed op=%s device=%s offset=%llu len=%llu error=%s "
+                  "not_shown=%u",
+                  op_names[io->op], dev->name, (unsigned long long)io->offset,
+                  (unsigned long long)io->len, thin_strerror(result), dropped);
+}
+
+void
 device_deliver(struct device *dev, struct device_io *io, int result)
 {
     bool nested = dev->delivering;

@@ -19,34 +19,6 @@ to_file(struct device *dev)
     return container_of(dev, struct file_device, base);
 }
 
-static const char *const op_names[] = {
-    [DEVICE_READ] = "read",
-    [DEVICE_WRITE] = "write",
-    [DEVICE_WRITE_ZEROES] = "write_zeroes",
-    [DEVICE_DISCARD] = "discard",
-    [DEVICE_FLUSH] = "flush",
-    [DEVICE_GROW] = "grow",
-    [DEVICE_EXTENTS] = "extents",
-    [DEVICE_ALLOCATE] = "allocate",
-};
-
-/* A full file system or a refusal is an answer for the caller; the rest is trouble. */
-static void
-log_trouble(struct file_device *f, const struct device_io *io, int result)
-{
-    unsigned dropped = 0;
-
-    if (result == -ENOSPC || result == -EDQUOT || result == -EOPNOTSUPP ||
-        result == -EFBIG || result <= -1001)
-        return;
-    if (!thin_log_allowed(&f->log_limit, loop_now_ns(f->base.loop) / NS_PER_MS, &dropped))
-        return;
-    log_error("a device request failed op=%s device=%s offset=%llu len=%llu error=%s "
-              "not_shown=%u",
-              op_names[io->op], f->base.name, (unsigned long long)io->offset,
-              (unsigned long long)io->len, thin_strerror(result), dropped);
-}
-
 /* ---- the ways --------------------------------------------------------------------------- */
 
 static void
@@ -285,7 +257,7 @@ file_ended(struct file_device *f, struct device_io *io, int result)
         }
     }
     if (result < 0)
-        log_trouble(f, io, result);
+        device_log_trouble(&f->base, io, result, &f->log_limit);
     device_finish(&f->base, io, result);
 }
 

@@ -12,6 +12,7 @@
 
 #include <stddef.h>
 
+#include "core/base/log.h"
 #include "core/device/device.h"
 
 /* Fills what all devices share; the driver then sets size, limits and read_only. */
@@ -26,6 +27,11 @@ void device_finish(struct device *dev, struct device_io *io, int result);
  * (a timer, a watch), never from inside submit. The device may be closed by it.
  */
 void device_deliver(struct device *dev, struct device_io *io, int result);
+
+/* A line in the log for a request that failed; a full file system or a refusal is an
+   answer for the caller and says nothing here. */
+void device_log_trouble(const struct device *dev, const struct device_io *io, int result,
+                        struct thin_log_limit *limit);
 
 /* Copies `len` bytes between `buf` and the request's pieces, from `skip` bytes on. */
 void device_iov_to_buf(const struct device_io *io, uint64_t skip, void *buf, size_t len);

@@ -13,17 +13,6 @@
 /* Written where the server knows no zeroes. */
 static char zeros[NBD_PIECE_BYTES];
 
-static const char *const op_names[] = {
-    [DEVICE_READ] = "read",
-    [DEVICE_WRITE] = "write",
-    [DEVICE_WRITE_ZEROES] = "write_zeroes",
-    [DEVICE_DISCARD] = "discard",
-    [DEVICE_FLUSH] = "flush",
-    [DEVICE_GROW] = "grow",
-    [DEVICE_EXTENTS] = "extents",
-    [DEVICE_ALLOCATE] = "allocate",
-};
-
 static bool
 is_change(enum device_op op)
 {
@@ -46,18 +35,10 @@ dequeue(struct nbd_device *n, struct device_io *io)
     TAILQ_REMOVE(&n->queue, io, link);
 }
 
-/* A full disk or a refusal is an answer for the caller; the rest is trouble. */
 static void
 finish(struct nbd_device *n, struct device_io *io, int result)
 {
-    unsigned dropped = 0;
-
-    if (result < 0 && result > -1001 && result != -ENOSPC && result != -EOPNOTSUPP &&
-        thin_log_allowed(&n->io_log, loop_now_ns(n->base.loop) / NS_PER_MS, &dropped))
-        log_error("a device request failed op=%s device=%s offset=%llu len=%llu error=%s "
-                  "not_shown=%u",
-                  op_names[io->op], n->base.name, (unsigned long long)io->offset,
-                  (unsigned long long)io->len, thin_strerror(result), dropped);
+    device_log_trouble(&n->base, io, result, &n->io_log);
     device_finish(&n->base, io, result);
 }
 
