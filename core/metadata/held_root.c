@@ -294,3 +294,44 @@ metadata_release_snap_step(struct metadata *md, uint32_t budget, bool *ret_done,
                          md->now.sb.held_root);
     return 0;
 }
+
+int
+metadata_read_held_leaf(struct metadata *md, uint32_t id, vblock_t vblock,
+                        struct mapping_slot *slots, uint32_t *ret_nr, vblock_t *ret_end,
+                        struct thin_error *err)
+{
+    uint8_t value[VALUE_SIZE_MAPPING];
+    struct superblock copy;
+    vblock_t begin;
+    bool found;
+    int r;
+
+    r = md_check_open(md, err);
+    if (r < 0)
+        return r;
+    *ret_nr = 0;
+    *ret_end = UINT64_MAX;
+    if (!md->now.sb.held_root)
+        return 0;
+    {
+        BLOCK_LOCK struct bm_block *b = NULL;
+
+        r = tm_read_lock(md->tm, md->now.sb.held_root, &md_superblock_validator, &b, err);
+        if (r < 0)
+            return thin_wrap(err, r, "read the metadata snapshot");
+        superblock_decode(&copy, bm_data(b));
+    }
+    r = btree_lookup(&md->top, copy.data_mapping_root, id, value, &found, err);
+    if (r < 0)
+        return thin_wrap(err, r, "the metadata snapshot's device %" PRIu32, id);
+    if (!found)
+        return 0;
+    r = btree_read_leaf(&md->bottom, load_le64(value), vblock,
+                        (struct btree_entry64 *)(void *)slots, MAPPING_SLOTS_MAX, ret_nr,
+                        &begin, ret_end, err);
+    if (r < 0)
+        return thin_wrap(err, r,
+                         "the metadata snapshot's device %" PRIu32 ", block %" PRIu64, id,
+                         vblock);
+    return 0;
+}

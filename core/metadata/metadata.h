@@ -207,6 +207,11 @@ int metadata_set_trans_id(struct metadata *md, uint64_t expected, uint64_t wante
 int metadata_reserve_snap(struct metadata *md, struct thin_error *err);
 int metadata_release_snap_step(struct metadata *md, uint32_t budget, bool *ret_done,
                                struct thin_error *err);
+/* As metadata_read_leaf, of the held device `id`: up to *ret_end the held root maps these
+   and no others (nothing at all where none is held, or not this device). */
+int metadata_read_held_leaf(struct metadata *md, uint32_t id, vblock_t vblock,
+                            struct mapping_slot *slots, uint32_t *ret_nr,
+                            vblock_t *ret_end, struct thin_error *err);
 
 /* ---- commit --------------------------------------------------------------------------- */
 

@@ -247,7 +247,16 @@ pool_grow(struct pool *pool, uint64_t data_bytes, uint64_t metadata_bytes,
 static int
 reserve_apply(struct admin_job *job, struct thin_error *err)
 {
-    return metadata_reserve_snap(job->pool->md, err);
+    int r = limits_judge_held(job->pool, err);
+
+    return r < 0 ? r : metadata_reserve_snap(job->pool->md, err);
+}
+
+static bool
+reserve_applied(struct admin_job *job)
+{
+    limits_held(job->pool);
+    return false;
 }
 
 static const struct admin_kind reserve_kind = {
@@ -256,6 +265,7 @@ static const struct admin_kind reserve_kind = {
     .no_records = true,
     .degraded = true,
     .apply = reserve_apply,
+    .applied = reserve_applied,
 };
 
 static int
@@ -267,6 +277,8 @@ release_apply(struct admin_job *job, struct thin_error *err)
 static bool
 release_applied(struct admin_job *job)
 {
+    if (job->flag)
+        limits_released(job->pool);
     return !job->flag;
 }
 

@@ -14,8 +14,9 @@ struct reservation {
     uint64_t blocks; /* reserved */
     uint64_t own;
     uint64_t claimed;
-    bool unshared; /* known: all that it maps is its own */
-    bool walking;
+    bool unshared;   /* known: all that it maps is its own */
+    bool counted;    /* `own` is exact; else perhaps too low */
+    bool walking;    /* set by walk_set */
     vblock_t cursor; /* of the walk: below it mappings are counted in `found` */
     uint64_t found;
     bool found_shared;
@@ -27,6 +28,7 @@ struct limits {
     struct reservation *by_id;
     struct reservation *spare; /* what limits_prepare made */
     uint64_t committed;
+    unsigned nr_walking;
     bool stopped;
 
     struct reservation *at; /* being walked; NULL: none */
@@ -38,6 +40,9 @@ struct limits {
     uint32_t step_dev;
     uint32_t step_time;
     bool step_found;
+    struct mapping_slot held[MAPPING_SLOTS_MAX]; /* what the held root maps there */
+    uint32_t nr_held;
+    vblock_t step_end;
 };
 
 static struct reservation *
@@ -106,9 +111,33 @@ walk_kick(struct limits *lm)
 }
 
 static void
+walk_set(struct limits *lm, struct reservation *res, bool walking)
+{
+    if (res->walking == walking)
+        return;
+    res->walking = walking;
+    if (walking)
+        lm->nr_walking++;
+    else
+        lm->nr_walking--;
+}
+
+/* Who waited to know whether there is room looks again. */
+static void
+walk_ended(struct limits *lm, struct reservation *res)
+{
+    walk_set(lm, res, false);
+    if (limits_room(lm->pool))
+        space_resume(lm->pool);
+    else
+        loop_defer(lm->pool->loop, &lm->pool->space->wake_task);
+}
+
+static void
 walk_begin(struct limits *lm, struct reservation *res)
 {
-    res->walking = true;
+    walk_set(lm, res, true);
+    res->counted = false;
     res->cursor = 0;
     res->found = 0;
     res->found_shared = false;
@@ -134,8 +163,26 @@ walk_run(struct metaop *op, struct thin_error *err)
     if (r < 0 || !lm->step_found)
         return r;
     lm->step_time = details.snapshotted_time;
-    return metadata_read_leaf(pool->md, lm->step_dev, res->cursor, in->slots,
-                              &in->nr_slots, &in->slots_begin, &in->slots_end, err);
+    r = metadata_read_held_leaf(pool->md, lm->step_dev, res->cursor, lm->held,
+                                &lm->nr_held, &lm->step_end, err);
+    if (r < 0)
+        return r;
+    r = metadata_read_leaf(pool->md, lm->step_dev, res->cursor, in->slots, &in->nr_slots,
+                           &in->slots_begin, &in->slots_end, err);
+    if (r == 0)
+        lm->step_end = min_u64(lm->step_end, in->slots_end);
+    return r;
+}
+
+/* Whether the held root keeps a mapping's block: then it is not the volume's alone. Both
+   rows are sorted; *at goes along. */
+static bool
+is_held(const struct limits *lm, uint32_t *at, const struct mapping_slot *slot)
+{
+    while (*at < lm->nr_held && lm->held[*at].vblock < slot->vblock)
+        ++*at;
+    return *at < lm->nr_held && lm->held[*at].vblock == slot->vblock &&
+           mapping_block(lm->held[*at].value) == mapping_block(slot->value);
 }
 
 static void
@@ -143,25 +190,27 @@ walk_count(struct limits *lm, struct reservation *res)
 {
     struct pool *pool = lm->pool;
     const struct pool_internals *in = pool->in;
+    uint32_t at = 0;
 
     for (uint32_t i = 0; i < in->nr_slots; i++) {
-        if (in->slots[i].vblock < res->cursor)
+        const struct mapping_slot *slot = &in->slots[i];
+
+        if (slot->vblock < res->cursor || slot->vblock >= lm->step_end)
             continue;
-        if (mapping_time(in->slots[i].value) >= lm->step_time)
+        if (mapping_time(slot->value) >= lm->step_time && !is_held(lm, &at, slot))
             res->found++;
         else
             res->found_shared = true;
     }
-    res->cursor = in->slots_end;
-    if (in->slots_end < VOLUME_BLOCKS_MAX)
+    res->cursor = lm->step_end;
+    if (lm->step_end < VOLUME_BLOCKS_MAX)
         return;
-    res->walking = false;
     lm->committed -= share_of(res);
     res->own = res->found;
     res->unshared = !res->found_shared;
+    res->counted = true;
     lm->committed += share_of(res);
-    if (limits_room(pool))
-        space_resume(pool);
+    walk_ended(lm, res);
 }
 
 static void
@@ -176,11 +225,11 @@ walk_done(struct metaop *op, int result, const struct thin_error *err)
         log_warning("the blocks of a reserved volume cannot be counted: %s pool=%s "
                     "device=%u",
                     thin_error_text(err, result), lm->pool->name, lm->step_dev);
-        res->walking = false;
+        walk_ended(lm, res);
     } else if (result == 0 && res && res->walking && !lm->stale && lm->step_found) {
         walk_count(lm, res);
     } else if (res && !lm->step_found && !lm->stale) {
-        res->walking = false;
+        walk_ended(lm, res);
     }
     walk_kick(lm);
 }
@@ -232,6 +281,7 @@ forget_all(struct limits *lm)
         HASH_DELETE(hh, lm->by_id, res);
         free(res);
     }
+    lm->nr_walking = 0;
 }
 
 void
@@ -309,22 +359,45 @@ limits_load(struct pool *pool)
 
 /* ---- the administrator's ------------------------------------------------------------------------ */
 
+/*
+ * Whether the pool may promise so many blocks in all. While volumes are being counted it
+ * seems to promise more than it does; that is said.
+ */
+static int
+judge_total(const struct pool *pool, uint64_t total, const char *what,
+            struct thin_error *err)
+{
+    uint64_t all = room(pool);
+
+    if (total <= all)
+        return 0;
+    return thin_fail(err, -THIN_E_NO_DATA_SPACE,
+                     "%s%s %" PRIu64 " more bytes than the pool has unreserved%s", what,
+                     pool->limits->nr_walking ? ", perhaps," : "",
+                     (total - all) * (uint64_t)pool->block_size,
+                     pool->limits->nr_walking
+                         ? "; what reserved volumes map is still being counted, try "
+                           "again in a while"
+                         : "");
+}
+
 int
 limits_judge(struct pool *pool, uint32_t dev_id, uint64_t bytes, bool all_shared,
              struct thin_error *err)
 {
     const struct reservation *res = find(pool, dev_id);
-    uint64_t blocks = div_up_u64(bytes, pool->block_size), now = res ? need_of(res) : 0;
-    uint64_t own = res && !all_shared ? res->own : 0, need;
+    uint64_t blocks = div_up_u64(bytes, pool->block_size);
+    uint64_t own = res && !all_shared ? res->own : 0;
+    uint64_t need = blocks > own ? blocks - own : 0, total = pool->limits->committed;
+    char what[80];
 
-    need = blocks > own ? blocks - own : 0;
-    if (need <= now || need - now <= limits_unreserved(pool))
+    /* Not more than before, whatever it maps. */
+    if (blocks == 0 || (res && blocks <= res->blocks && !all_shared) ||
+        (res && res->counted && need <= need_of(res)))
         return 0;
-    return thin_fail(err, -THIN_E_NO_DATA_SPACE,
-                     "a reservation of %" PRIu64 " bytes needs %" PRIu64
-                     " more bytes than the pool has unreserved",
-                     bytes,
-                     (need - now - limits_unreserved(pool)) * (uint64_t)pool->block_size);
+    total += (res ? max_u64(need, res->claimed) : need) - (res ? share_of(res) : 0);
+    snprintf(what, sizeof(what), "a reservation of %" PRIu64 " bytes needs", bytes);
+    return judge_total(pool, total, what, err);
 }
 
 int
@@ -343,24 +416,50 @@ limits_judge_virtual(const struct pool *pool, uint64_t more_bytes, struct thin_e
                      now + more_bytes, now + more_bytes - most, percent);
 }
 
+/* What it would need more if all that it maps were shared. */
+static uint64_t
+more_if_shared(const struct reservation *res)
+{
+    return max_u64(res->blocks, res->claimed) - share_of(res);
+}
+
 int
 limits_judge_shared(struct pool *pool, const uint32_t *dev_ids, uint32_t nr,
                     struct thin_error *err)
 {
-    uint64_t more = 0, left = limits_unreserved(pool);
+    uint64_t more = 0;
+    bool counted = true;
 
     for (uint32_t i = 0; i < nr; i++) {
         const struct reservation *res = find(pool, dev_ids[i]);
 
-        if (res)
-            more += res->blocks - need_of(res);
+        if (!res)
+            continue;
+        more += more_if_shared(res);
+        counted = counted && res->counted;
     }
-    if (more <= left)
+    if (more == 0 && counted)
         return 0;
-    return thin_fail(err, -THIN_E_NO_DATA_SPACE,
-                     "the reservations of what is taken a snapshot of need %" PRIu64
-                     " more bytes than the pool has unreserved",
-                     (more - left) * pool->block_size);
+    return judge_total(pool, pool->limits->committed + more,
+                       "the reservations of what is taken a snapshot of need", err);
+}
+
+int
+limits_judge_held(struct pool *pool, struct thin_error *err)
+{
+    const struct reservation *res;
+    uint64_t more = 0;
+    bool counted = true;
+
+    for (res = pool->limits->by_id; res; res = res->hh.next) {
+        more += more_if_shared(res);
+        counted = counted && res->counted;
+    }
+    if (more == 0 && counted)
+        return 0;
+    return judge_total(pool, pool->limits->committed + more,
+                       "the reservations of volumes whose blocks it would keep need",
+                       err);
 }
 
 void
@@ -388,28 +487,49 @@ limits_follow(struct pool *pool, uint32_t dev_id, uint64_t reserve_bytes, bool f
     }
     res->blocks = blocks;
     res->claimed = core ? core->claimed : 0;
-    res->unshared = fresh;
+    res->unshared = res->counted = fresh;
     lm->committed -= res->claimed;
     lm->committed += share_of(res);
     if (!fresh)
         walk_begin(lm, res);
 }
 
-void
-limits_shared(struct pool *pool, uint32_t dev_id)
+static void
+share_all(struct limits *lm, struct reservation *res)
 {
-    struct limits *lm = pool->limits;
-    struct reservation *res = find(pool, dev_id);
-
-    if (!res)
-        return;
     lm->committed -= share_of(res);
     res->own = 0;
     res->unshared = false;
-    res->walking = false;
-    if (lm->at_work && lm->step_dev == dev_id)
+    res->counted = true;
+    if (res->walking)
+        walk_ended(lm, res);
+    if (lm->at_work && lm->step_dev == res->dev_id)
         lm->stale = true;
     lm->committed += share_of(res);
+}
+
+void
+limits_shared(struct pool *pool, uint32_t dev_id)
+{
+    struct reservation *res = find(pool, dev_id);
+
+    if (res)
+        share_all(pool->limits, res);
+}
+
+void
+limits_held(struct pool *pool)
+{
+    for (struct reservation *res = pool->limits->by_id; res; res = res->hh.next)
+        share_all(pool->limits, res);
+}
+
+void
+limits_released(struct pool *pool)
+{
+    for (struct reservation *res = pool->limits->by_id; res; res = res->hh.next)
+        if (!res->unshared)
+            walk_begin(pool->limits, res);
 }
 
 void
@@ -422,12 +542,32 @@ limits_gone(struct pool *pool, uint32_t dev_id)
         return;
     lm->committed -= share_of(res);
     lm->committed += res->claimed;
+    walk_set(lm, res, false);
     HASH_DELETE(hh, lm->by_id, res);
     free(res);
     space_resume(pool);
 }
 
 /* ---- the data path's ------------------------------------------------------------------------------ */
+
+/*
+ * How many blocks a volume may take now: those that nobody else was promised, or those that
+ * it was promised for certain. While it is being counted, all that it maps may be its own.
+ */
+static uint64_t
+may_take(const struct pool *pool, const struct volume_core *core)
+{
+    const struct reservation *res = find(pool, core->dev_id);
+    uint64_t all = room(pool), others = pool->limits->committed, sure, own;
+
+    if (!res)
+        return limits_unreserved(pool);
+    others += res->claimed - share_of(res); /* and its own claims */
+    own = res->counted ? res->own : max_u64(res->own, core->mapped);
+    own += res->claimed;
+    sure = res->blocks > own ? res->blocks - own : 0;
+    return max_u64(all > others ? all - others : 0, sure);
+}
 
 static unsigned
 bits(uint32_t mask)
@@ -441,8 +581,7 @@ limits_admit(struct volume_frag *frag, vblock_t v, unsigned wanted, unsigned *re
     struct pool *pool = frag->pool;
     struct limits *lm = pool->limits;
     struct volume_core *core = frag->core;
-    struct reservation *res;
-    uint64_t may, entitled;
+    uint64_t may;
     unsigned nr = 0;
 
     frag->claim.holes = 0;
@@ -464,9 +603,12 @@ limits_admit(struct volume_frag *frag, vblock_t v, unsigned wanted, unsigned *re
     *ret_nr = nr;
     if (!lm->by_id)
         return 0;
-    res = find(pool, core->dev_id);
-    entitled = res && need_of(res) > res->claimed ? need_of(res) - res->claimed : 0;
-    may = limits_unreserved(pool) + entitled;
+    may = may_take(pool, core);
+    if (may == 0 && lm->nr_walking && !lm->stopped) {
+        /* More may be promised than it seems, or less: that is known soon. */
+        TAILQ_INSERT_TAIL(&pool->space->waiters, frag, link);
+        return 1;
+    }
     if (may == 0) {
         uint64_t txn = commit_last_txn(pool);
 

@@ -11,12 +11,14 @@
  *
  * Nobody gets a block that is not unreserved, but a volume out of its own need. A snapshot
  * makes all that the volume maps shared: its need is the whole reservation again, and it
- * is refused if that does not fit. After an open, and after an unmapping that cannot be
- * told apart, own(v) is counted by a walk in bounded steps; until it has ended own(v) is
- * taken too low, never too high.
+ * is refused if that does not fit. So does a metadata snapshot (the format's held root):
+ * what was mapped then stays written in place, but a discard does not give it back, so it
+ * is not the volume's own while the root is held.
  *
- * Not kept where a metadata snapshot (the format's held root) is reserved and the volume
- * discards: the held root keeps those blocks, and the promise of new ones has no cover.
+ * After an open, and after an unmapping that cannot be told apart, own(v) is counted by a
+ * walk in bounded steps; until it has ended own(v) is taken too low, never too high.
+ * Meanwhile a volume gets what nobody else was promised, or what was promised to it if all
+ * that it maps were its own; who would be refused waits for the end of the walks.
  *
  * A quota is a bound on mapped blocks; who would pass it fails with -THIN_E_QUOTA alone.
  *
@@ -45,6 +47,8 @@ int limits_judge(struct pool *pool, uint32_t dev_id, uint64_t bytes, bool all_sh
 /* What more the pool must promise if all that these volumes map becomes shared. */
 int limits_judge_shared(struct pool *pool, const uint32_t *dev_ids, uint32_t nr,
                         struct thin_error *err);
+/* The same for all that have a reservation. */
+int limits_judge_held(struct pool *pool, struct thin_error *err);
 /* Whether the volumes may have so many bytes more together (overcommit). -THIN_E_LIMIT. */
 int limits_judge_virtual(const struct pool *pool, uint64_t more_bytes,
                          struct thin_error *err);
@@ -55,6 +59,9 @@ void limits_follow(struct pool *pool, uint32_t dev_id, uint64_t reserve_bytes,
                    bool fresh);
 /* All that it maps is shared now. */
 void limits_shared(struct pool *pool, uint32_t dev_id);
+/* A held root keeps all that is mapped; it was released. */
+void limits_held(struct pool *pool);
+void limits_released(struct pool *pool);
 void limits_gone(struct pool *pool, uint32_t dev_id);
 /* Bytes promised and not yet taken, of all volumes. */
 uint64_t limits_reserved_bytes(const struct pool *pool);

@@ -14,8 +14,8 @@ struct change {
     unsigned index; /* in the model; SIM_CHANGE_NONE: it knows nothing of this one */
     enum sim_change_kind kind;
     unsigned slot;
-    bool reserves;
-    uint64_t data_size;
+    uint64_t reserves; /* bytes */
+    uint64_t size, data_size;
 };
 
 /* ---- answers -------------------------------------------------------------------------------- */
@@ -79,7 +79,7 @@ change_done(void *arg, int result, const struct thin_error *err)
     sim_note(sim, (uint64_t)(int64_t)result ^ 0x55);
     ev.outcome = outcome_of(change, result, err);
     if (change->kind == SIM_CREATE && change->index != SIM_CHANGE_NONE && result == 0)
-        sim->clients[change->slot].reserved = change->reserves;
+        sim->clients[change->slot].reserved = change->reserves == change->size;
     if (change->index != SIM_CHANGE_NONE)
         sim_model_apply(&sim->model, &ev);
     else if (result == 0 && change->data_size > sim->data_size)
@@ -215,12 +215,12 @@ fill(struct sim *sim, struct sim_change *c)
 /* ---- doing ----------------------------------------------------------------------------------- */
 
 static void
-submit(struct sim *sim, const struct sim_change *c, const char *name, bool reserves,
+submit(struct sim *sim, const struct sim_change *c, const char *name, uint64_t reserves,
        struct pool_done done)
 {
     const char *origins[SIM_GROUP], *names[SIM_GROUP];
     struct volume_spec spec = {
-        .name = c->names[0], .size = c->value, .reserve = reserves ? c->value : 0};
+        .name = c->names[0], .size = c->value, .reserve = reserves};
     struct pool_attachment attachment = {.epoch = c->value, .holder = "cert:somebody"};
 
     for (unsigned i = 0; i < c->nr; i++) {
@@ -290,7 +290,6 @@ pool_change_start(struct sim *sim)
             pool_reserve_snap(sim->pool, done);
         else
             pool_release_snap(sim->pool, done);
-        sim->root_was_held = true;
         return true;
     }
     pool_get_info(sim->pool, &info);
@@ -338,7 +337,10 @@ sim_change_start(struct sim *sim)
     change->kind = c->kind;
     change->index = sim_model_free_change(&sim->model);
     change->slot = c->slots[0];
-    change->reserves = c->kind == SIM_CREATE && random_below(&sim->rng, 6) == 0;
+    change->size = c->value;
+    /* All of it, or half: that one may want more than it was promised. */
+    if (c->kind == SIM_CREATE && random_below(&sim->rng, 4) == 0)
+        change->reserves = random_below(&sim->rng, 2) ? c->value : c->value / 2;
     if (c->kind != SIM_SNAPSHOT && c->kind != SIM_RENAME)
         sim->clients[c->slots[0]].reserved = false;
     for (unsigned i = 0; i < c->nr; i++)

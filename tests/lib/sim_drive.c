@@ -36,17 +36,6 @@ sim_note(struct sim *sim, uint64_t what)
     sim->hash ^= sim->hash >> 29;
 }
 
-/* A held root keeps blocks that a discard has given back: what is reserved and discarded
-   then is promised without being there, until it was released and they have come back. */
-static bool
-root_was_held(struct sim *sim)
-{
-    struct pool_info info;
-
-    pool_get_info(sim->pool, &info);
-    return sim->root_was_held || info.held_root != 0;
-}
-
 void
 sim_judge_error(struct sim *sim, int result, const char *what, unsigned slot)
 {
@@ -59,8 +48,7 @@ sim_judge_error(struct sim *sim, int result, const char *what, unsigned slot)
                 sim->model.volumes[slot].now.name, thin_error_name(result));
     switch (result) {
     case -THIN_E_NO_DATA_SPACE:
-        if (sim->clients[slot].reserved && !sim->faulty && !sim->cut &&
-            !root_was_held(sim))
+        if (sim->clients[slot].reserved && !sim->faulty && !sim->cut)
             sim_die(sim, "%s of volume %s, all of which is reserved, finds no room", what,
                     sim->model.volumes[slot].now.name);
         known = true;
@@ -234,7 +222,6 @@ sim_open_begin(struct sim *sim, struct device *data, struct device *metadata, bo
     params.event_arg = sim;
     sim->pool = NULL;
     sim->rolled_back = sim->rolling = sim->cut = sim->call_ended = false;
-    sim->root_was_held = false;
     pool_open(&params, opened, sim);
 }
 

@@ -74,8 +74,7 @@ struct sim {
     bool rolling;     /* a roll-back has begun, maybe not ended */
     bool in_doubt;    /* the pool said that counts are: the mark may be durable */
     enum sim_damage damage;
-    bool root_was_held; /* or may have been, since the pool was opened */
-    bool faulty;        /* the devices have failed, or may, since the pool was opened */
+    bool faulty; /* the devices have failed, or may, since the pool was opened */
     int call_result;
     uint64_t incarnation;
     unsigned ops_in_flight, changes_in_flight;

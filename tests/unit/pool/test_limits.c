@@ -221,6 +221,159 @@ START_TEST(a_discard_gives_the_promise_back)
 }
 END_TEST
 
+/* The format's held root keeps what is discarded: the promise of new blocks for it must be
+   covered before one is reserved. */
+START_TEST(a_held_root_needs_the_reservation_again)
+{
+    struct volume *safe, *greedy;
+    char words[64];
+    uint64_t left;
+    int code;
+
+    create("safe", 100, 60, 0);
+    create("greedy", 400, 0, 0);
+    safe = rig_open_volume("safe");
+    greedy = rig_open_volume("greedy");
+    ck_assert_uint_eq(fill_from(safe, 0, 60, &code), 60);
+    ck_assert_uint_eq(reserved(), 0);
+    rig_ok(pool_reserve_snap(rig.pool, RIG_DONE));
+    ck_assert_uint_eq(reserved(), 60);
+    (void)fill_from(greedy, 0, 400, &code);
+    ck_assert_int_eq(code, -THIN_E_NO_DATA_SPACE);
+    ck_assert_uint_eq(nr_free(), 60);
+    /* What the held root keeps is not given back by a discard; there is room all the same. */
+    ck_assert_int_eq(rig_io(safe, VOLUME_DISCARD, 0, 60 * RIG_BLOCK, NULL, 0), 0);
+    rig_settle();
+    ck_assert_uint_eq(nr_free(), 60);
+    ck_assert_uint_eq(reserved(), 60);
+    ck_assert_int_eq(fill_from(greedy, 300, 1, &code), 0);
+    ck_assert_uint_eq(fill_from(safe, 0, 30, &code), 30);
+    rig_settle();
+    ck_assert_uint_eq(reserved(), 30);
+    /* What became its own since comes back, and counts again. */
+    ck_assert_int_eq(rig_io(safe, VOLUME_DISCARD, 0, 10 * RIG_BLOCK, NULL, 0), 0);
+    rig_settle();
+    ck_assert_uint_eq(reserved(), 40);
+    ck_assert_int_eq(fill_from(greedy, 300, 1, &code), 0);
+    /* The same is known after an open. */
+    volume_close(safe);
+    volume_close(greedy);
+    rig_reopen();
+    rig_settle();
+    ck_assert_uint_eq(reserved(), 40);
+    safe = rig_open_volume("safe");
+    ck_assert_uint_eq(fill_from(safe, 0, 60, &code), 40 + 20);
+    ck_assert_uint_eq(reserved(), 0);
+    rig_ok(pool_release_snap(rig.pool, RIG_DONE));
+    rig_settle();
+    ck_assert_uint_eq(reserved(), 0);
+    ck_assert_uint_eq(nr_free(), 60);
+
+    /* One that does not fit is refused, saying what is missing. */
+    greedy = rig_open_volume("greedy");
+    left = nr_free();
+    ck_assert_uint_eq(fill_from(greedy, 200, 10, &code), 10);
+    rig_fails(pool_reserve_snap(rig.pool, RIG_DONE), NO_DATA_SPACE);
+    snprintf(words, sizeof(words), "need %u more bytes",
+             (unsigned)(60 - (left - 10)) * RIG_BLOCK);
+    ck_assert_msg(strstr(rig.err.text, words) != NULL, "%s", rig.err.text);
+    ck_assert_int_eq(
+        rig_io(greedy, VOLUME_DISCARD, 200 * RIG_BLOCK, 10 * RIG_BLOCK, NULL, 0), 0);
+    rig_settle();
+    rig_ok(pool_reserve_snap(rig.pool, RIG_DONE));
+    ck_assert_uint_eq(reserved(), 60);
+    /* Released, all of what it maps is its own again. */
+    rig_ok(pool_release_snap(rig.pool, RIG_DONE));
+    rig_settle();
+    ck_assert_uint_eq(reserved(), 0);
+    volume_close(safe);
+    volume_close(greedy);
+}
+END_TEST
+
+struct crowd {
+    struct volume_io io;
+    struct iovec iov;
+    unsigned *left, *went;
+};
+
+static void
+crowd_done(struct volume_io *io, int result)
+{
+    struct crowd *one = container_of(io, struct crowd, io);
+
+    ck_assert(result == 0 || result == -THIN_E_NO_DATA_SPACE);
+    *one->went += result == 0;
+    --*one->left;
+}
+
+/* Writes [from, from + nr) all at the same time; how many went. */
+static unsigned
+crowd(struct volume *volume, unsigned from, unsigned nr)
+{
+    static struct crowd all[NR_BLOCKS];
+    unsigned left = nr, went = 0;
+
+    for (unsigned i = 0; i < nr; i++) {
+        all[i] = (struct crowd){
+            .iov = {.iov_base = bytes, .iov_len = 4096}, .left = &left, .went = &went};
+        all[i].io = (struct volume_io){.op = VOLUME_WRITE,
+                                       .offset = (uint64_t)(from + i) * RIG_BLOCK,
+                                       .len = 4096,
+                                       .iov = &all[i].iov,
+                                       .nr_iov = 1,
+                                       .done = crowd_done};
+        volume_submit(volume, &all[i].io);
+    }
+    while (left > 0)
+        ck_assert_msg(sim_loop_step(rig.loop), "writes are never answered");
+    return went;
+}
+
+/* While the blocks of a volume are being counted it must not take, beyond its own
+   reservation, what another one was promised; nor may that one be refused. */
+START_TEST(a_volume_not_counted_yet_takes_nothing_from_another_s_promise)
+{
+    for (unsigned first = 0; first < 2; first++) {
+        struct volume *full, *other, *greedy;
+        uint64_t more;
+        int code;
+
+        if (first > 0) {
+            tear_down();
+            set_up();
+        }
+        rig_close();
+        rig.params.leaf_max = rig.params.internal_max = 6; /* counting takes its time */
+        crash_disk_destroy(rig.metadata);
+        rig.metadata = crash_disk_create(&rig.rng, 2048 * 4096, NULL);
+        rig_open(true);
+        create("full", 200, 90, 0);
+        create("other", 100, 60, 0);
+        create("greedy", 400, 0, 0);
+        full = rig_open_volume("full");
+        ck_assert_uint_eq(fill_from(full, 0, 90, &code), 90);
+        volume_close(full);
+        greedy = rig_open_volume("greedy");
+        (void)fill_from(greedy, 0, 400, &code);
+        ck_assert_int_eq(code, -THIN_E_NO_DATA_SPACE);
+        volume_close(greedy);
+        ck_assert_uint_eq(nr_free(), 60);
+        rig_reopen();
+        full = rig_open_volume("full");
+        other = rig_open_volume("other");
+        more = reserved();
+        ck_assert_msg(more > 60, "all was counted before the test began");
+        if (first == 0)
+            ck_assert_uint_eq(crowd(full, 90, 100), 0);
+        ck_assert_uint_eq(crowd(other, 0, 60), 60);
+        ck_assert_uint_eq(crowd(full, 90, 100), 0);
+        volume_close(full);
+        volume_close(other);
+    }
+}
+END_TEST
+
 START_TEST(a_quota_is_its_volume_s_alone)
 {
     struct volume *small, *other;
@@ -350,6 +503,8 @@ main(void)
     tcase_add_test(tcase, a_snapshot_needs_the_reservation_again);
     tcase_add_test(tcase, what_is_reserved_is_known_after_an_open);
     tcase_add_test(tcase, a_discard_gives_the_promise_back);
+    tcase_add_test(tcase, a_held_root_needs_the_reservation_again);
+    tcase_add_test(tcase, a_volume_not_counted_yet_takes_nothing_from_another_s_promise);
     tcase_add_test(tcase, a_quota_is_its_volume_s_alone);
     tcase_add_test(tcase, over_commit_can_be_limited);
     tcase_add_test(tcase, what_is_counted_on_the_way_is_what_a_walk_finds);
