@@ -1,7 +1,6 @@
 /* An NBD client's bytes: between its stream and its state machine. */
 #include <errno.h>
 #include <stdlib.h>
-#include <string.h>
 
 #include "core/base/cleanup.h"
 #include "proto/limits.h"
@@ -21,77 +20,24 @@ nbd_client_wake(void *arg)
         stream_kick(&c->stream);
 }
 
-/* Keeps what the state machine did not take, for when it wants more. */
-static bool
-keep(struct nbd_client *c, const uint8_t *bytes, size_t len)
+static ssize_t
+read_some(void *arg, void *place, size_t len)
 {
-    if (len == 0)
-        return true;
-    c->kept = malloc(len);
-    if (!c->kept)
-        return false;
-    memcpy(c->kept, bytes, len);
-    c->kept_len = len;
-    c->kept_from = 0;
-    return true;
+    return stream_read(arg, place, len);
 }
 
-/* Hands in what was kept; true when nothing is left of it. */
-static bool
-give_kept(struct nbd_client *c)
-{
-    if (!c->kept)
-        return true;
-    while (c->kept_from < c->kept_len && nbd_conn_wants_input(c->conn)) {
-        size_t n =
-            nbd_conn_input(c->conn, c->kept + c->kept_from, c->kept_len - c->kept_from);
-
-        c->kept_from += n;
-        if (n == 0)
-            break;
-    }
-    if (c->kept_from < c->kept_len)
-        return false;
-    free(c->kept);
-    c->kept = NULL;
-    return true;
-}
-
-static bool
-phase_takes_input(const struct nbd_client *c)
-{
-    enum nbd_phase phase = nbd_conn_phase(c->conn);
-
-    return phase == NBD_PHASE_HANDSHAKE || phase == NBD_PHASE_TRANSMISSION;
-}
-
-/* One read from the socket, into a payload's own place if one is being received. */
+/* One read from the socket; true if there may be more. */
 static bool
 read_once(struct nbd_client *c)
 {
-    struct iovec iov[4];
-    unsigned nr = nbd_conn_want(c->conn, iov, 4);
-    ssize_t got;
-    size_t used;
+    ssize_t got =
+        nbd_input_read(&c->input, recv_place, RECV_BYTES, read_some, &c->stream);
 
-    if (nr > 0) {
-        got = stream_read(&c->stream, iov[0].iov_base, iov[0].iov_len);
-        if (got > 0)
-            nbd_conn_received(c->conn, (size_t)got);
-        return got > 0;
-    }
-    got = stream_read(&c->stream, recv_place, RECV_BYTES);
-    if (got <= 0)
-        return false;
-    used = nbd_conn_input(c->conn, recv_place, (size_t)got);
-    if (nbd_conn_phase(c->conn) == NBD_PHASE_WANT_TLS)
-        return false; /* what came in plain behind STARTTLS is thrown away */
-    if (!keep(c, recv_place + used, (size_t)got - used)) {
+    if (got == -ENOMEM) {
         log_warning("connection closed: out of memory peer=%s", c->peer_text);
         nbd_client_end(c);
-        return false;
     }
-    return c->kept == NULL;
+    return got > 0;
 }
 
 /* After input, and after output: an export may have been opened behind the last input. */
@@ -111,8 +57,7 @@ after_input(struct nbd_client *c)
     if (c->closing)
         return;
     look_at_handshake(c);
-    stream_want_read(&c->stream,
-                     phase_takes_input(c) && !c->kept && nbd_conn_wants_input(c->conn));
+    stream_want_read(&c->stream, nbd_input_wants(&c->input));
     stream_kick(&c->stream);
 }
 
@@ -122,11 +67,10 @@ on_readable(struct stream *stream)
     struct nbd_client *c = container_of(stream, struct nbd_client, stream);
     unsigned turns = 0;
 
-    if (c->closing || !give_kept(c))
+    if (c->closing || !nbd_input_give(&c->input))
         return;
     /* A bounded number of reads a turn: others have theirs. */
-    while (!c->closing && phase_takes_input(c) && nbd_conn_wants_input(c->conn) &&
-           turns++ < 4 && read_once(c))
+    while (!c->closing && nbd_input_wants(&c->input) && turns++ < 4 && read_once(c))
         ;
     after_input(c);
 }
@@ -142,8 +86,7 @@ start_tls(struct nbd_client *c)
                     c->peer_text);
         return false;
     }
-    free(c->kept);
-    c->kept = NULL;
+    nbd_input_drop(&c->input);
     return true;
 }
 
@@ -155,8 +98,8 @@ on_output(struct stream *stream, struct iovec *iov, unsigned max)
 
     if (c->closing)
         return 0;
-    if (c->kept && nbd_conn_wants_input(c->conn)) {
-        give_kept(c);
+    if (c->input.kept && nbd_input_takes(&c->input)) {
+        nbd_input_give(&c->input);
         after_input(c);
     }
     nr = nbd_conn_output(c->conn, iov, max);
@@ -178,8 +121,7 @@ on_output(struct stream *stream, struct iovec *iov, unsigned max)
             nbd_client_end(c);
             break;
         }
-        stream_want_read(stream, phase_takes_input(c) && !c->kept &&
-                                     nbd_conn_wants_input(c->conn));
+        stream_want_read(stream, nbd_input_wants(&c->input));
         break;
     }
     return 0;

@@ -11,6 +11,7 @@
 #ifndef THIN_SERVER_NBD_CLIENT_H
 #define THIN_SERVER_NBD_CLIENT_H
 
+#include "proto/nbd/nbd_input.h"
 #include "proto/nbd/nbd_server.h"
 #include "server/attach.h"
 #include "server/nbd_face.h"
@@ -44,6 +45,7 @@ struct nbd_client {
     uint64_t id;
     struct stream stream;
     struct nbd_conn *conn;
+    struct nbd_input input;
     struct auth_peer peer;
     bool local;
     bool tls_running;
@@ -59,8 +61,6 @@ struct nbd_client {
     char volume_name[2 * THIN_NAME_MAX + 2];
     uint64_t since_s;
     struct attachment *attachment;
-    uint8_t *kept; /* bytes read and not yet taken by the state machine */
-    size_t kept_len, kept_from;
     struct payload_waiter waiter;
     struct thin_task end_task;
     TAILQ_ENTRY(nbd_client) link;

@@ -64,7 +64,7 @@ free_client(struct nbd_client *c)
         attach_close(server->attachments, c->attachment);
     nbd_conn_destroy(c->conn);
     payload_cancel(server->payload, &c->waiter);
-    free(c->kept);
+    nbd_input_drop(&c->input);
     TAILQ_REMOVE(&face.clients, c, link);
     server->connections--;
     free(c);
@@ -174,6 +174,7 @@ nbd_face_accept(struct server *server, int fd, bool local)
             /* Plain TCP, where configuration allows it: rules for `*` do not apply. */
             snprintf(c->peer.identity, sizeof(c->peer.identity), "%s", "");
         r = nbd_conn_create(&config, &c->conn, &err);
+        c->input.conn = c->conn;
     }
     if (r == 0)
         r = stream_init(&c->stream, &nbd_client_stream_ops, server->thin_loop, fd, NULL,

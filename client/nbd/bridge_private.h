@@ -28,6 +28,7 @@
 #include "client/lib/thinclient.h"
 #include "core/base/error.h"
 #include "proto/channel.h"
+#include "proto/nbd/nbd_input.h"
 #include "proto/nbd/nbd_server.h"
 #include "proto/socket.h"
 
@@ -162,6 +163,7 @@ struct front {
     struct bridge *bridge;
     struct channel *channel; /* NULL: ended */
     struct nbd_conn *conn;
+    struct nbd_input input;
     struct volume_use *use; /* what it has open */
     struct event *read_event, *write_event, *kick_event;
     bool tls_shaking;
@@ -172,8 +174,6 @@ struct front {
     bool is_hungry;  /* in bridge->hungry */
     bool is_fed;     /* the next payload is his: he was first in the row */
     bool dead;       /* to be freed by the kick event */
-    uint8_t *kept;   /* bytes that the machine did not take yet */
-    size_t kept_from, kept_len;
     uint64_t began_ms, progress_ms;
     char peer[128];
     TAILQ_ENTRY(front) link;

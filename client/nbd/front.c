@@ -2,7 +2,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <stdlib.h>
-#include <string.h>
 #include <unistd.h>
 
 #include "client/nbd/bridge_private.h"
@@ -82,7 +81,7 @@ front_free(struct front *front)
 
     nbd_conn_destroy(front->conn);
     event_free(front->kick_event);
-    free(front->kept);
+    nbd_input_drop(&front->input);
     TAILQ_REMOVE(&bridge->fronts, front, link);
     bridge->nr_fronts--;
     log_debug("connection closed peer=%s", front->peer);
@@ -200,98 +199,45 @@ front_volume_opened(struct front *front, int code)
 
 /* ---- bytes in -------------------------------------------------------------------------- */
 
-static bool
-takes_input(const struct front *front)
-{
-    enum nbd_phase phase = nbd_conn_phase(front->conn);
+struct source {
+    struct front *front;
+    struct thin_error *err;
+};
 
-    return (phase == NBD_PHASE_HANDSHAKE || phase == NBD_PHASE_TRANSMISSION) &&
-           nbd_conn_wants_input(front->conn);
-}
-
-/* Hands in what was kept; true when nothing is left of it. */
-static bool
-give_kept(struct front *front)
-{
-    while (front->kept_from < front->kept_len && takes_input(front)) {
-        size_t n = nbd_conn_input(front->conn, front->kept + front->kept_from,
-                                  front->kept_len - front->kept_from);
-
-        front->kept_from += n;
-        if (n == 0)
-            break;
-    }
-    if (front->kept_from < front->kept_len)
-        return false;
-    free(front->kept);
-    front->kept = NULL;
-    front->kept_from = front->kept_len = 0;
-    return true;
-}
-
-/* Keeps what the machine did not take, for when it wants more. */
-static int
-keep(struct front *front, const uint8_t *bytes, size_t len)
-{
-    if (len == 0)
-        return 0;
-    front->kept = malloc(len);
-    if (!front->kept)
-        return -ENOMEM;
-    memcpy(front->kept, bytes, len);
-    front->kept_from = 0;
-    front->kept_len = len;
-    return 0;
-}
-
-/* Bytes read, -EAGAIN, or a final code (0: the peer's orderly end). */
 static ssize_t
-read_once(struct front *front, struct thin_error *err)
+read_some(void *arg, void *place, size_t len)
 {
-    struct iovec place;
-    uint8_t *receive = front->bridge->receive;
-    ssize_t got;
-    size_t used;
+    struct source *source = arg;
 
-    if (nbd_conn_want(front->conn, &place, 1) > 0) {
-        got = channel_read(front->channel, place.iov_base, place.iov_len, err);
-        if (got > 0)
-            nbd_conn_received(front->conn, (size_t)got);
-        return got;
-    }
-    got = channel_read(front->channel, receive, BRIDGE_RECEIVE_BYTES, err);
-    if (got <= 0)
-        return got;
-    used = nbd_conn_input(front->conn, receive, (size_t)got);
-    /* What came in plain behind STARTTLS is thrown away. */
-    if (nbd_conn_phase(front->conn) != NBD_PHASE_WANT_TLS &&
-        keep(front, receive + used, (size_t)got - used) < 0)
-        return thin_fail_code(err, -ENOMEM, "receive");
-    return got;
+    return channel_read(source->front->channel, place, len, source->err);
 }
 
 /* 0, or what ended the connection: -ENOTCONN for the peer's orderly end. */
 static int
 take_input(struct front *front, struct thin_error *err)
 {
+    struct source source = {front, err};
     size_t total = 0;
 
-    while (give_kept(front) && takes_input(front)) {
+    while (nbd_input_give(&front->input) && nbd_input_wants(&front->input)) {
         ssize_t got;
 
         if (total >= BRIDGE_TURN_BYTES) {
             front_kick(front);
             break;
         }
-        got = read_once(front, err);
+        got = nbd_input_read(&front->input, front->bridge->receive, BRIDGE_RECEIVE_BYTES,
+                             read_some, &source);
         if (got == -EAGAIN)
             break;
+        if (got == -ENOMEM)
+            return thin_fail_code(err, -ENOMEM, "receive");
         if (got <= 0)
             return got == 0 ? -ENOTCONN : (int)got;
         total += (size_t)got;
         front->progress_ms = bridge_now_ms();
     }
-    front->want_read = takes_input(front) && !front->kept;
+    front->want_read = nbd_input_wants(&front->input);
     return 0;
 }
 
@@ -386,7 +332,8 @@ turn(struct front *front, struct thin_error *err)
     if (r == 0)
         r = give_output(front, err);
     /* Sending may have given room for input that was waiting. */
-    if (r == 0 && !front->want_read && takes_input(front) && !front->write_blocked)
+    if (r == 0 && !front->want_read && nbd_input_takes(&front->input) &&
+        !front->write_blocked)
         front_kick(front);
     if (r == 0 && nbd_conn_phase(front->conn) == NBD_PHASE_WANT_TLS &&
         !nbd_conn_has_output(front->conn)) {
@@ -469,11 +416,14 @@ set_up(struct front *front, bool tcp, struct thin_error *err)
         .tls = front->bridge->tls && tcp ? NBD_TLS_REQUIRED : NBD_TLS_OFF,
         .request_extra_bytes = sizeof(struct job),
     };
+    int r;
 
     front->kick_event = event_new(front->bridge->base, -1, 0, on_ready, front);
     if (!front->kick_event || make_watch(front) < 0)
         return -ENOMEM;
-    return nbd_conn_create(&config, &front->conn, err);
+    r = nbd_conn_create(&config, &front->conn, err);
+    front->input.conn = front->conn;
+    return r;
 }
 
 void

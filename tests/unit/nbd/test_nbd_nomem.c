@@ -1,6 +1,7 @@
 /* The n-th allocation fails, for each n until none fails: an end, never a crash or a leak. */
 #include <check.h>
 
+#include "proto/nbd/nbd_input.h"
 #include "tests/lib/nomem.h"
 #include "tests/unit/nbd/ram_export.h"
 
@@ -53,6 +54,50 @@ START_TEST(each_failed_allocation_ends_the_connection_cleanly)
 }
 END_TEST
 
+static ssize_t
+give_all(void *arg, void *place, size_t len)
+{
+    const struct bytes *in = arg;
+
+    THIN_ASSERT(len >= in->len);
+    memcpy(place, in->p, in->len);
+    return (ssize_t)in->len;
+}
+
+START_TEST(bytes_that_cannot_be_kept_end_the_connection)
+{
+    struct ram *ram = ram_create(NBD_TLS_OFF, 2);
+    struct nbd_input input = {.conn = ram->conn};
+    struct bytes in = {0};
+    uint8_t place[4096];
+
+    /* The open waits, so that what stands behind it has to be kept. */
+    ram->defer = true;
+    put32(&in, 3);
+    put_go(&in, NBD_OPT_GO, "e0", NULL);
+    put_request(&in, 0, NBD_CMD_FLUSH, 1, 0, 0);
+    for (unsigned n = 0;; n++) {
+        ssize_t got;
+
+        ck_assert_uint_lt(n, 100);
+        nomem_arm(n);
+        got = nbd_input_read(&input, place, sizeof(place), give_all, &in);
+        if (!nomem_disarm()) {
+            ck_assert_ptr_nonnull(input.kept);
+            break;
+        }
+        ck_assert(got == -ENOMEM || nbd_conn_phase(ram->conn) != NBD_PHASE_HANDSHAKE);
+        ck_assert_ptr_null(input.kept);
+        ram_destroy(ram);
+        ram = ram_create(NBD_TLS_OFF, 2);
+        ram->defer = true;
+        input.conn = ram->conn;
+    }
+    nbd_input_drop(&input);
+    ram_destroy(ram);
+    free(in.p);
+}
+END_TEST
 #endif
 
 int
@@ -65,6 +110,7 @@ main(void)
 
 #ifdef NOMEM
     tcase_add_test(t, each_failed_allocation_ends_the_connection_cleanly);
+    tcase_add_test(t, bytes_that_cannot_be_kept_end_the_connection);
 #endif
     suite_add_tcase(s, t);
     r = srunner_create(s);
