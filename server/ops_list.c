@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "core/base/cleanup.h"
+#include "core/ondisk/block.h"
 #include "server/attach.h"
 #include "server/conn.h"
 #include "server/dispatch.h"
@@ -93,6 +94,9 @@ fill_open(Thin__PoolInfo *p, const struct pool_info *info)
     p->longest_step = words(info->longest_step);
     p->locks_high_water = info->locks_high_water;
     p->discards = words(discards[info->config.discards]);
+    p->commit_max_dirty = info->config.commit_max_dirty;
+    p->metadata_cache =
+        (uint64_t)info->config.metadata_cache_blocks * METADATA_BLOCK_SIZE;
 }
 
 static const char *
@@ -134,6 +138,9 @@ fill_pool(struct pool_page *page, const struct server_pool *sp, bool admin)
     p->on_full = words(sp->config.on_full == POOL_QUEUE ? "queue" : "error");
     p->commit_interval_ms = sp->config.commit_interval_ms;
     p->zeroing = sp->config.zeroing;
+    p->commit_max_dirty = sp->config.commit_max_dirty;
+    p->no_space_timeout_ms = sp->config.no_space_timeout_ms;
+    p->extend_metadata = sp->config.extend_metadata;
     p->overcommit_percent = sp->config.overcommit_percent;
     p->data_lasts_s = -1;
     p->auto_extend = page->auto_extend[i];
@@ -261,7 +268,8 @@ fill_volume(const struct request *rq, struct volume_list *l,
     if (info->parent[0] && right_on(rq, l->parents[i]) >= AUTH_READ)
         v->parent = l->parents[i];
     v->created = info->created;
-    v->read_only = info->read_only;
+    v->read_only = info->read_only || info->origin_changed;
+    v->origin_changed = info->origin_changed;
     v->attached = holder[0] != '\0';
     if (right >= AUTH_MANAGE || strcmp(holder, rq->session->peer.identity) == 0)
         v->holder = words(holder);

@@ -408,6 +408,35 @@ field_u64(const char *name, uint64_t number)
     output_field(name, word);
 }
 
+/* How much is promised for what is there. */
+static void
+field_overcommit(const Thin__PoolInfo *p)
+{
+    char line[2 * OUTPUT_WORD];
+    uint64_t percent = p->data_size ? p->virtual_size * 100 / p->data_size : 0;
+
+    if (p->overcommit_percent)
+        snprintf(line, sizeof(line), "%" PRIu64 " %%, %" PRIu32 " %% allowed", percent,
+                 p->overcommit_percent);
+    else
+        snprintf(line, sizeof(line), "%" PRIu64 " %%", percent);
+    output_field("over-commit", line);
+}
+
+static void
+field_on_full(const Thin__PoolInfo *p)
+{
+    char line[2 * OUTPUT_WORD];
+
+    if (strcmp(p->on_full, "queue") != 0)
+        snprintf(line, sizeof(line), "%.16s", p->on_full);
+    else if (p->no_space_timeout_ms == 0)
+        snprintf(line, sizeof(line), "queue, without a timeout");
+    else
+        snprintf(line, sizeof(line), "queue, for %" PRIu64 " ms", p->no_space_timeout_ms);
+    output_field("on full", line);
+}
+
 static void
 print_pool(const Thin__PoolInfo *p)
 {
@@ -436,16 +465,17 @@ print_pool(const Thin__PoolInfo *p)
     output_field("block size", output_size(word, p->block_size));
     field_u64("volumes", p->nr_volumes);
     field_size("virtual size", p->virtual_size);
-    snprintf(word, sizeof(word), "%" PRIu64 " %%%s",
-             p->data_size ? p->virtual_size * 100 / p->data_size : 0,
-             p->overcommit_percent ? ", limited" : "");
-    output_field("over-commit", word);
+    field_overcommit(p);
     field_u64("transaction id", p->transaction_id);
+    if (p->held_root)
+        field_u64("held root", p->held_root);
     output_field("needs check", p->needs_check ? "yes" : "no");
-    output_field("on full", p->on_full);
+    field_on_full(p);
     field_auto_extend(p->auto_extend);
     snprintf(word, sizeof(word), "%" PRIu64 " ms", p->commit_interval_ms);
     output_field("commit interval", word);
+    snprintf(word, sizeof(word), "%" PRIu32 " metadata blocks", p->commit_max_dirty);
+    output_field("commit at", word);
     output_field("zeroing", p->zeroing ? "yes" : "no");
     output_field("discards", p->discards);
     field_u64("snapshots left", p->snapshots_left);

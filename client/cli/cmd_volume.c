@@ -253,6 +253,10 @@ print_volume(const Thin__VolumeInfo *v)
         field_size("exclusive", v->exclusive);
     output_field("parent", v->parent);
     output_field("origin", v->origin);
+    if (v->origin_changed)
+        output_field("origin changed",
+                     "yes: it is not what it was when the volume was made; "
+                     "the volume can only be opened read-only");
     output_field("created", output_time(word, v->created));
     output_field("read-only", v->read_only ? "yes" : "no");
     output_field("protected", v->is_protected ? "yes" : "no");

@@ -242,11 +242,15 @@ json_pool(struct json *json, const Thin__PoolInfo *p)
     json_u64(json, "snapshots_left", p->snapshots_left);
     json_u64(json, "held_root", p->held_root);
     json_string(json, "on_full", p->on_full);
+    json_u64(json, "no_space_timeout_ms", p->no_space_timeout_ms);
     json_u64(json, "commit_interval_ms", p->commit_interval_ms);
+    json_u64(json, "commit_max_dirty", p->commit_max_dirty);
     json_string_or_null(json, "auto_extend", p->auto_extend);
+    json_bool(json, "extend_metadata", p->extend_metadata);
     json_string_or_null(json, "discards", p->discards);
     json_bool(json, "zeroing", p->zeroing);
     json_u64(json, "commits", p->commits);
+    json_u64(json, "metadata_cache", p->metadata_cache);
     json_u64(json, "cache_hits", p->cache_hits);
     json_u64(json, "cache_misses", p->cache_misses);
     json_u64(json, "longest_step_ns", p->longest_step_ns);
@@ -280,6 +284,7 @@ json_volume(struct json *json, const Thin__VolumeInfo *v)
     json_u64(json, "reserve", v->reserve);
     json_u64(json, "quota", v->quota);
     json_string_or_null(json, "origin", v->origin);
+    json_bool(json, "origin_changed", v->origin_changed);
     json_close(json);
 }
 

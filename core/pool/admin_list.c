@@ -5,6 +5,7 @@
 
 #include "core/base/cleanup.h"
 #include "core/pool/admin_private.h"
+#include "core/pool/origin.h"
 
 #define DETAILS_A_STEP 16u /* devices looked at by one operation */
 
@@ -56,6 +57,7 @@ fill_info(struct pool *pool, const struct catalogue_record *record,
     info->deleting = record->flags & RECORD_DELETING;
     info->is_protected = record->flags & RECORD_PROTECTED;
     info->damaged = pool_volume_is_damaged(pool, record->dev_id);
+    info->origin_changed = info->origin[0] && origin_noted_changed(pool, record->dev_id);
     info->reserve = record->reserve;
     info->quota = record->quota;
     info->open_count = core ? core->nr_handles : 0;

@@ -7,6 +7,7 @@
 #include "core/base/checked.h"
 #include "core/base/cleanup.h"
 #include "core/pool/admin_private.h"
+#include "core/pool/origin.h"
 
 static int
 check_size(uint64_t size, struct thin_error *err)
@@ -94,6 +95,7 @@ static bool
 create_applied(struct admin_job *job)
 {
     catalogue_id_used(job->pool->catalogue, job->dev_id);
+    origin_note_gone(job->pool, job->dev_id);
     if (job->reserve)
         limits_follow(job->pool, job->dev_id, job->reserve, true);
     return false;

@@ -107,13 +107,15 @@ static void
 failed(struct origin *origin, const char *words)
 {
     struct pool *pool = origin->pool;
+    char text[THIN_ERROR_TEXT_MAX];
 
     close_device(origin);
     origin->state = ORIGIN_FAILED;
     origin->retry_ns = loop_now_ns(pool->loop) + ORIGIN_RETRY_NS;
     log_warning("an external origin cannot be read: %s pool=%s origin=\"%s\"", words,
                 pool->name, origin->uri);
-    pool_tell(pool, "origin", "an external origin cannot be read");
+    snprintf(text, sizeof(text), "an external origin cannot be read: %s", words);
+    pool_tell(pool, "origin", text);
 }
 
 static void
@@ -192,6 +194,51 @@ origin_changed(const struct volume_core *core)
 
     return origin && origin->state == ORIGIN_OPEN &&
            strcmp(origin->identity, core->origin_identity) != 0;
+}
+
+/* ---- who was seen with a changed one ------------------------------------------------------------- */
+
+bool
+origin_noted_changed(const struct pool *pool, uint32_t dev_id)
+{
+    for (unsigned i = 0; i < pool->nr_changed_origins; i++)
+        if (pool->changed_origin_ids[i] == dev_id)
+            return true;
+    return false;
+}
+
+void
+origin_note_gone(struct pool *pool, uint32_t dev_id)
+{
+    for (unsigned i = 0; i < pool->nr_changed_origins; i++)
+        if (pool->changed_origin_ids[i] == dev_id) {
+            pool->changed_origin_ids[i] =
+                pool->changed_origin_ids[--pool->nr_changed_origins];
+            return;
+        }
+}
+
+void
+origin_note(struct volume_core *core)
+{
+    struct pool *pool = core->pool;
+    char words[THIN_ERROR_TEXT_MAX];
+
+    if (!origin_changed(core)) {
+        origin_note_gone(pool, core->dev_id);
+        return;
+    }
+    if (pool->nr_changed_origins == POOL_CHANGED_ORIGINS_MAX ||
+        origin_noted_changed(pool, core->dev_id))
+        return;
+    pool->changed_origin_ids[pool->nr_changed_origins++] = core->dev_id;
+    snprintf(
+        words, sizeof(words),
+        "the external origin of volume %s is not what it was when the volume was made: "
+        "the volume can only be opened read-only (it is %s, was %s)",
+        core->name, core->origin->identity, core->origin_identity);
+    log_warning("%s pool=%s origin=\"%s\"", words, pool->name, core->origin->uri);
+    pool_tell(pool, "origin-changed", words);
 }
 
 /* ---- reading ------------------------------------------------------------------------------------ */

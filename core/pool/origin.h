@@ -31,6 +31,11 @@ void origin_put(struct origin *origin); /* NULL is fine */
 bool origin_wait(struct origin *origin, struct origin_wait *wait);
 /* It is open, and is not what the volume's record says. */
 bool origin_changed(const struct volume_core *core);
+/* At each opening of the volume: remembers and tells that its origin has changed, or
+   forgets it; forgets it of a volume that is gone. What `changed` knows is for lists. */
+void origin_note(struct volume_core *core);
+void origin_note_gone(struct pool *pool, uint32_t dev_id);
+bool origin_noted_changed(const struct pool *pool, uint32_t dev_id);
 /* No opening nor closing at work. */
 bool origins_idle(const struct pool *pool);
 /* After the last volume went, at the end of the pool: how many devices close yet. */

@@ -276,6 +276,7 @@ struct volume_info {
     bool damaged; /* a request has met damaged mappings since the pool was opened */
     uint64_t reserve, quota;      /* bytes; 0: none */
     char origin[POOL_ORIGIN_MAX]; /* external; empty: none */
+    bool origin_changed;          /* seen when it was last opened: it is read-only */
     uint32_t open_count;
     struct pool_attachment attachment;
 };

@@ -363,7 +363,8 @@ struct pool_steps {
     uint32_t locks;
 };
 
-#define POOL_DAMAGED_MAX 256u /* damaged volumes that are listed one by one */
+#define POOL_CHANGED_ORIGINS_MAX 256u /* volumes listed with a changed origin */
+#define POOL_DAMAGED_MAX         256u /* damaged volumes that are listed one by one */
 
 struct pool {
     struct thin_loop *loop;
@@ -400,6 +401,9 @@ struct pool {
     uint32_t
         damaged_ids[POOL_DAMAGED_MAX]; /* volumes whose mappings are damaged in parts */
     unsigned nr_damaged;
+    /* Volumes whose external origin was another one when they were last opened. */
+    uint32_t changed_origin_ids[POOL_CHANGED_ORIGINS_MAX];
+    unsigned nr_changed_origins;
     bool wants_check; /* the flag is to be on disk */
     bool marking;     /* it is being written, once, after a roll-back */
 

@@ -269,6 +269,8 @@ opening_done(struct metaop *op, int result, const struct thin_error *err)
         result = thin_fail(&o->err, -THIN_E_SHUTDOWN, "the pool is closing");
     else if (result < 0)
         o->err = *err;
+    if (result == 0)
+        origin_note(o->core);
     if (result == 0 && !o->read_only && origin_changed(o->core))
         result = thin_fail(&o->err, -THIN_E_READ_ONLY,
                            "the external origin is not what it was when the volume was "

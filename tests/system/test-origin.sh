@@ -102,12 +102,17 @@ for v in equal small large odd large-snap; do reads tank/$v "$W/$v.want"; done
 echo "a changed origin: read-only, with a clear word"
 cp -a "$W/base" "$W/base.kept"
 thincli volume create tank/other 9961472 --origin "$W/base"
+thincli volume create tank/blank 1M
 thincli pool close tank
 touch "$W/base"
 thincli pool open tank
 nbdinfo --json "$(uri tank/other)" | field "d['exports'][0]['is_read_only']" | grep_q True || fail "writable over a changed origin"
 must_fail any "external origin is not what it was" timeout 90 thinnbd --server "$THIN_SERVER" --listen "unix:$W/bridge.sock" tank/other
 grep_q 'read-only' "$W/err" || fail "what a changed origin means is not said"
+thincli volume show tank/other | grep_q '^origin changed .*read-only' || fail "volume show does not tell that the origin has changed"
+same "$(thincli --json volume show tank/other | field "(lambda v: (v['origin_changed'], v['read_only']))(d['volumes'][0])")" "(True, True)"
+same "$(thincli --json volume show tank/blank | field "(lambda v: (v['origin_changed'], v['read_only']))(d['volumes'][0])")" "(False, False)"
+thincli server events | grep_q 'origin-changed.*volume other' || fail "no event tells that an origin has changed"
 reads tank/other "$W/base"
 echo "the same time again, another size"
 touch -r "$W/base.kept" "$W/base"
@@ -119,6 +124,7 @@ truncate -s 9961472 "$W/base"
 touch -r "$W/base.kept" "$W/base"
 thincli pool close tank && thincli pool open tank
 nbdinfo --json "$(uri tank/other)" | field "d['exports'][0]['is_read_only']" | grep_q False || fail "not writable over the origin that it was"
+same "$(thincli --json volume show tank/other | field "d['volumes'][0]['origin_changed']")" False
 echo "another file of the same name, size and time"
 mv "$W/base" "$W/base.moved"
 cp -a "$W/base.moved" "$W/base"
@@ -265,7 +271,7 @@ must_fail 1 "URI" thincli volume create tank/no 1M --origin "http://127.0.0.1/x"
 must_fail 1 "open the origin" thincli volume create tank/no 1M --origin "nbd+unix:///?socket=$W/nobody.sock"
 must_fail 1 "itself" thincli volume create tank/no 1M --origin "$(uri tank/equal)"
 same "$(thincli --json volume list tank | field "len([v for v in d['volumes'] if v['name'] == 'tank/no'])")" 0
-thincli volume delete tank/equal tank/small tank/large tank/odd tank/other tank/nbd tank/large-snap
+thincli volume delete tank/equal tank/small tank/large tank/odd tank/other tank/blank tank/nbd tank/large-snap
 check_closed tank
 stop_server
 sha256sum -c --quiet "$W/base.sum" || fail "the origin was written to"

@@ -104,8 +104,17 @@ must_fail 1 "overcommit allows" thincli volume create tank/b 60M
 same "$(info tank overcommit_percent)" 138
 must_fail 1 "overcommit allows" thincli volume resize tank/a 200M
 must_fail 1 "overcommit allows" thincli volume snapshot tank/a s
+same "$(thincli pool show tank | awk '$1 == "over-commit"')" "over-commit          138 %, 200 % allowed"
 thincli pool set tank overcommit=off
 thincli volume delete tank/a
+
+# ---- what was set can be seen
+thincli pool set tank on_full=queue no_space_timeout=7s commit_interval=300ms commit_max_dirty=77 extend_metadata=no
+same "$(info tank no_space_timeout_ms) $(info tank commit_interval_ms) $(info tank commit_max_dirty) $(info tank extend_metadata)" "7000 300 77 False"
+same "$(thincli pool show tank | awk '$1 == "on" || $1 == "commit"')" "on full              queue, for 7000 ms
+commit interval      300 ms
+commit at            77 metadata blocks"
+thincli pool set tank commit_interval=1s extend_metadata=yes
 
 # ---- SIGTERM with writes queued does not wait for their timeout
 thincli pool set tank on_full=queue no_space_timeout=60s
