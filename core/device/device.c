@@ -9,7 +9,7 @@
 #include "core/device/driver.h"
 
 /* What is delivered in one turn of the loop, before others have theirs. */
-#define DEVICE_DELIVER_NS 100000u
+#define DEVICE_DELIVER_NS 50000u
 
 /* ---- what a request must look like ---------------------------------------------- */
 

@@ -6,12 +6,17 @@
 
 #include "core/base/assert.h"
 #include "core/base/checked.h"
+#include "core/persist/zeroed.h"
 
 void
 bitset_fini(struct bitset *set)
 {
-    for (unsigned l = 0; l < BITSET_LEVELS_MAX; l++)
-        free(set->level[l]);
+    uint64_t words = set->nr_bits ? set->nr_bits : 1;
+
+    for (unsigned l = 0; l < BITSET_LEVELS_MAX; l++) {
+        words = div_up_u64(words, 64);
+        zeroed_free(set->level[l], words * sizeof(uint64_t));
+    }
     memset(set, 0, sizeof(*set));
 }
 
@@ -29,7 +34,7 @@ bitset_resize(struct bitset *set, uint64_t nr_bits)
         uint64_t words = div_up_u64(bits, 64);
 
         THIN_ASSERT(bigger.nr_levels < BITSET_LEVELS_MAX);
-        bigger.level[bigger.nr_levels] = calloc(words, sizeof(uint64_t));
+        bigger.level[bigger.nr_levels] = zeroed_alloc(words * sizeof(uint64_t));
         if (!bigger.level[bigger.nr_levels++]) {
             bitset_fini(&bigger);
             return -ENOMEM;

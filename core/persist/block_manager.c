@@ -16,6 +16,23 @@
 #define CREDIT_LEAF  1u
 #define CREDIT_INNER 3u
 
+/* A frame that never was in use comes to the free ones when these have ended. */
+static void
+begin_frame(struct block_manager *bm)
+{
+    struct bm_block *f;
+
+    if (!TAILQ_EMPTY(&bm->free) || bm->nr_begun == bm->nr_frames)
+        return;
+    f = &bm->frames[bm->nr_begun];
+    memset(f, 0, sizeof(*f));
+    f->bm = bm;
+    f->data = bm->store + (size_t)bm->nr_begun * METADATA_BLOCK_SIZE;
+    TAILQ_INIT(&f->waits);
+    TAILQ_INSERT_TAIL(&bm->free, f, link);
+    bm->nr_begun++;
+}
+
 int
 bm_create(const struct bm_params *params, struct block_manager **ret_bm)
 {
@@ -36,7 +53,7 @@ bm_create(const struct bm_params *params, struct block_manager **ret_bm)
     TAILQ_INIT(&bm->free);
     TAILQ_INIT(&bm->reads_waiting);
 
-    bm->frames = calloc(nr, sizeof(*bm->frames));
+    bm->frames = malloc(nr * sizeof(*bm->frames));
     if (posix_memalign(&store, METADATA_BLOCK_SIZE, (size_t)nr * METADATA_BLOCK_SIZE))
         store = NULL;
     bm->store = store;
@@ -46,15 +63,8 @@ bm_create(const struct bm_params *params, struct block_manager **ret_bm)
         bm_destroy(bm);
         return -ENOMEM;
     }
-    for (uint32_t i = 0; i < nr; i++) {
-        struct bm_block *f = &bm->frames[i];
-
-        f->bm = bm;
-        f->data = bm->store + (size_t)i * METADATA_BLOCK_SIZE;
-        TAILQ_INIT(&f->waits);
-        TAILQ_INSERT_TAIL(&bm->free, f, link);
-    }
     bm->nr_free = nr;
+    begin_frame(bm);
     *ret_bm = bm;
     return 0;
 }
@@ -190,10 +200,10 @@ evict(struct block_manager *bm)
     struct bm_block *poorest = NULL;
 
     THIN_ASSERT(bm->frames);
-    for (uint32_t n = 0; n < EVICT_LOOKS || (!poorest && n < bm->nr_frames); n++) {
+    for (uint32_t n = 0; n < EVICT_LOOKS || (!poorest && n < bm->nr_begun); n++) {
         struct bm_block *f = &bm->frames[bm->hand];
 
-        bm->hand = bm->hand + 1 == bm->nr_frames ? 0 : bm->hand + 1;
+        bm->hand = bm->hand + 1 >= bm->nr_begun ? 0 : bm->hand + 1;
         if (f->state != FRAME_LOADED || !f->hashed || frame_is_held(f))
             continue;
         if (f->credit == 0) {
@@ -237,6 +247,7 @@ bm_take_frame(struct block_manager *bm, mblock_t b, enum bm_use use)
         return NULL;
     TAILQ_REMOVE(&bm->free, f, link);
     bm->nr_free--;
+    begin_frame(bm);
     f->number = b;
     f->state = FRAME_LOADING;
     f->hashed = true;

@@ -28,8 +28,8 @@
 
 #define BM_MISSING_MAX  8u  /* block numbers remembered by one failed pass */
 #define BM_READS_MAX    32u /* reads that the device has at a time; more wait */
-#define BM_WRITES_MAX   16u /* writes of one cut that the device has at a time */
-#define BM_WRITE_BLOCKS 32u /* neighbours joined in one write */
+#define BM_WRITES_MAX   32u /* writes of one cut that the device has at a time */
+#define BM_WRITE_BLOCKS 16u /* neighbours joined in one write */
 
 /* Locks held at once: the bound that `make lint` derives from the calls of the engine
    (tests/lint/lock_bound.py). Asserted with every lock. */

@@ -280,7 +280,7 @@ write_done(struct device_io *io, int result)
     }
     slot->nr = 0;
     bm->write.in_flight--;
-    go_on_writing(bm);
+    loop_defer(bm->dev->loop, &bm->write.go_on);
 }
 
 void
@@ -294,7 +294,7 @@ bm_write_cut(struct block_manager *bm, void (*done)(void *arg, int result), void
     bm->write.arg = arg;
     bm->write.task.run = write_run;
     bm->write.go_on.run = go_on_run;
-    go_on_writing(bm);
+    loop_defer(bm->dev->loop, &bm->write.go_on);
 }
 
 /* ---- block 0, flush --------------------------------------------------------------------- */
@@ -362,7 +362,7 @@ bm_reset(struct block_manager *bm)
         loop_defer_cancel(bm->dev->loop, &bm->write.go_on);
         bm->write.running = false;
     }
-    for (uint32_t i = 0; i < bm->nr_frames; i++) {
+    for (uint32_t i = 0; i < bm->nr_begun; i++) {
         struct bm_block *f = &bm->frames[i];
 
         if (!f->hashed)

@@ -69,8 +69,10 @@ struct block_manager {
     struct bm_block *frames;
     uint8_t *store; /* nr_frames * 4096 */
     struct u64_map by_number;
-    struct bm_block_list free;
+    struct bm_block_list free; /* not empty while nr_free > 0 */
     uint32_t nr_free;
+    uint32_t nr_begun; /* frames that have been in use or in `free`; the rest is as malloc
+                          gave it: an open does not touch what it does not need */
 
     mblock_t missing[BM_MISSING_MAX];
     unsigned nr_missing;

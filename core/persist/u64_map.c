@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "core/base/assert.h"
+#include "core/persist/zeroed.h"
 
 #define MAP_CAP_MIN 64u
 
@@ -19,7 +20,7 @@ void
 u64_map_fini(struct u64_map *map)
 {
     free(map->keys);
-    free(map->values);
+    zeroed_free(map->values, map->cap * sizeof(*map->values));
     memset(map, 0, sizeof(*map));
 }
 
@@ -48,7 +49,7 @@ u64_map_reserve(struct u64_map *map, uint32_t more)
         bigger.cap *= 2;
     }
     bigger.keys = malloc(bigger.cap * sizeof(*bigger.keys));
-    bigger.values = calloc(bigger.cap, sizeof(*bigger.values));
+    bigger.values = zeroed_alloc(bigger.cap * sizeof(*bigger.values));
     if (!bigger.keys || !bigger.values) {
         u64_map_fini(&bigger);
         return -ENOMEM;

@@ -4,8 +4,22 @@
  */
 #include <errno.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "core/pool/io_private.h"
+
+/* One that never was in use, when the free ones have ended: an open touches none of them. */
+static void
+begin_frag(struct pool_internals *in)
+{
+    struct volume_frag *frag = &in->frags[in->nr_frags_begun];
+
+    if (!TAILQ_EMPTY(&in->free_frags) || in->nr_frags_begun == POOL_FRAGS_MAX)
+        return;
+    memset(frag, 0, sizeof(*frag));
+    TAILQ_INSERT_TAIL(&in->free_frags, frag, link);
+    in->nr_frags_begun++;
+}
 
 struct volume_frag *
 frag_get(struct volume_io *io, enum frag_kind kind)
@@ -17,6 +31,7 @@ frag_get(struct volume_io *io, enum frag_kind kind)
     if (!frag)
         return NULL;
     TAILQ_REMOVE(&in->free_frags, frag, link);
+    begin_frag(in);
     in->frags_used++;
     io->nr_frags++;
     frag->io = io;
@@ -301,10 +316,9 @@ frags_create(struct pool *pool)
     TAILQ_INIT(&in->free_frags);
     TAILQ_INIT(&in->later);
     in->later_task.run = later_run;
-    in->frags = calloc(POOL_FRAGS_MAX, sizeof(*in->frags));
+    in->frags = malloc(POOL_FRAGS_MAX * sizeof(*in->frags));
     if (!in->frags)
         return -ENOMEM;
-    for (unsigned i = 0; i < POOL_FRAGS_MAX; i++)
-        TAILQ_INSERT_TAIL(&in->free_frags, &in->frags[i], link);
+    begin_frag(in);
     return 0;
 }

@@ -609,6 +609,9 @@ volume_submit(struct volume *volume, struct volume_io *io)
 
 /* ---- life --------------------------------------------------------------------------------------- */
 
+/* Never written: the same for all pools. */
+static unsigned char zeros[ZERO_BUFFER_BYTES];
+
 int
 io_create(struct pool *pool)
 {
@@ -628,9 +631,7 @@ io_create(struct pool *pool)
     TAILQ_INIT(&in->range_waiters);
     TAILQ_INIT(&in->unmaps);
     TAILQ_INIT(&in->copy_waiters);
-    in->zeros = calloc(1, ZERO_BUFFER_BYTES);
-    if (!in->zeros)
-        return -ENOMEM;
+    in->zeros = zeros;
     return frags_create(pool);
 }
 
@@ -645,7 +646,6 @@ io_destroy(struct pool *pool)
     loop_defer_cancel(pool->loop, &in->starved_task);
     loop_defer_cancel(pool->loop, &in->idle_task);
     free(in->frags);
-    free(in->zeros);
     free(in);
     pool->in = NULL;
 }

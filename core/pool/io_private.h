@@ -374,8 +374,9 @@ void pool_load(struct pool *pool, void (*loaded)(struct pool *pool, int result,
 
 struct pool_internals {
     struct pool *pool;
-    struct volume_frag *frags; /* all of them */
-    struct volume_frag_list free_frags;
+    struct volume_frag *frags;          /* all of them */
+    struct volume_frag_list free_frags; /* not empty while some are free */
+    unsigned nr_frags_begun;            /* that have been in use or free */
     unsigned frags_used;
     struct volume_io_list starved; /* requests that found no fragment, or a roll-back */
     struct thin_task starved_task;

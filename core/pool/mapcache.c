@@ -43,7 +43,6 @@ mapcache_create(struct pool *pool, uint32_t nr_pages)
     mc->buckets = calloc(mc->nr_buckets, sizeof(struct map_page *));
     if (!mc->pages || !mc->buckets)
         return -ENOMEM;
-    mapcache_drop_all(pool);
     return 0;
 }
 

@@ -22,8 +22,22 @@ struct piece {
 struct pieces {
     struct piece *objects;
     struct piece *by_key;
-    TAILQ_HEAD(, piece) used, free;
+    TAILQ_HEAD(, piece) used, free; /* free: not empty while some are */
+    unsigned nr_begun;              /* objects that have been in use or free */
 };
+
+/* One that never was in use, when the free ones have ended: an open touches none of them. */
+static void
+begin_piece(struct pieces *ps)
+{
+    struct piece *piece = &ps->objects[ps->nr_begun];
+
+    if (!TAILQ_EMPTY(&ps->free) || ps->nr_begun == PIECES_MAX)
+        return;
+    memset(piece, 0, sizeof(*piece));
+    TAILQ_INSERT_TAIL(&ps->free, piece, link);
+    ps->nr_begun++;
+}
 
 int
 pieces_create(struct pool *pool)
@@ -35,11 +49,10 @@ pieces_create(struct pool *pool)
     pool->pieces = ps;
     TAILQ_INIT(&ps->used);
     TAILQ_INIT(&ps->free);
-    ps->objects = calloc(PIECES_MAX, sizeof(*ps->objects));
+    ps->objects = malloc(PIECES_MAX * sizeof(*ps->objects));
     if (!ps->objects)
         return -ENOMEM;
-    for (unsigned i = 0; i < PIECES_MAX; i++)
-        TAILQ_INSERT_TAIL(&ps->free, &ps->objects[i], link);
+    begin_piece(ps);
     return 0;
 }
 
@@ -124,6 +137,7 @@ take_piece(struct volume_core *core, vblock_t v)
     if (!piece->hh.tbl)
         return NULL;
     TAILQ_REMOVE(&ps->free, piece, link);
+    begin_piece(ps);
     TAILQ_INSERT_TAIL(&ps->used, piece, link);
     piece->core = core;
     core->nr_pieces++;

@@ -448,7 +448,7 @@ void pool_step(struct pool *pool, const char *name, uint64_t began_ns);
 static inline bool
 pool_step_full(const struct pool *pool, uint64_t began_ns)
 {
-    return loop_now_ns(pool->loop) - began_ns > POOL_STEP_NS / 2;
+    return loop_now_ns(pool->loop) - began_ns > POOL_STEP_NS / 4;
 }
 /* The block locks held at once since the last call were held by this kind of step. */
 void pool_step_locks(struct pool *pool, const char *name);

@@ -156,6 +156,19 @@ space_find(struct pool *pool, uint64_t wanted, dblock_t *ret_begin, uint64_t *re
 
 static void passdown_kick(struct pool *pool);
 
+/* One that never was in use, when the free ones have ended: an open touches none of them. */
+static void
+begin_run(struct space *sp)
+{
+    struct held_run *run = &sp->run_objects[sp->nr_runs_begun];
+
+    if (!TAILQ_EMPTY(&sp->free_runs) || sp->nr_runs_begun == HELD_MAX)
+        return;
+    memset(run, 0, sizeof(*run));
+    TAILQ_INSERT_TAIL(&sp->free_runs, run, link);
+    sp->nr_runs_begun++;
+}
+
 static void
 held_release(struct pool *pool, struct held_run *run)
 {
@@ -273,6 +286,7 @@ space_freed(void *arg, dblock_t begin, dblock_t end)
         if (used || pass) {
             if (run && runs_add(&sp->held, begin, to)) {
                 TAILQ_REMOVE(&sp->free_runs, run, link);
+                begin_run(sp);
                 run->begin = begin;
                 run->end = to;
                 TAILQ_INSERT_TAIL(used ? &sp->in_use : &sp->to_pass, run, link);
@@ -626,8 +640,8 @@ runs_reset(struct pool *pool)
     TAILQ_INIT(&sp->free_runs);
     TAILQ_INIT(&sp->in_use);
     TAILQ_INIT(&sp->to_pass);
-    for (unsigned i = 0; i < HELD_MAX; i++)
-        TAILQ_INSERT_TAIL(&sp->free_runs, &sp->run_objects[i], link);
+    sp->nr_runs_begun = 0;
+    begin_run(sp);
     sp->held.nr = 0;
     sp->hold_all = false;
 }
@@ -649,7 +663,7 @@ space_create(struct pool *pool)
     sp->held.runs = calloc(HELD_MAX, sizeof(struct run));
     sp->windows.max = WINDOWS_MAX;
     sp->windows.runs = calloc(WINDOWS_MAX, sizeof(struct run));
-    sp->run_objects = calloc(HELD_MAX, sizeof(struct held_run));
+    sp->run_objects = malloc(HELD_MAX * sizeof(struct held_run));
     if (!sp->held.runs || !sp->windows.runs || !sp->run_objects)
         return -ENOMEM;
     runs_reset(pool);

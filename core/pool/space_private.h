@@ -50,7 +50,9 @@ struct space {
     struct pool *pool;
     struct run_set windows, held;
     struct held_run *run_objects;
-    struct held_list free_runs;
+    struct held_list
+        free_runs; /* of the first nr_runs_begun; not empty while there are */
+    unsigned nr_runs_begun;
     struct held_list in_use;  /* a request at the device uses them yet */
     struct held_list to_pass; /* wait for their pass-down */
     struct passdown passdowns[PASSDOWN_IN_FLIGHT];
@@ -69,7 +71,8 @@ struct space {
     struct low_water low_water;
 
     struct space_window *window_objects;
-    struct window_list free_windows;
+    struct window_list free_windows; /* of the first nr_windows_begun; likewise */
+    unsigned nr_windows_begun;
     struct window_list all;                     /* in use, least recently used first */
     struct window_list buckets[WINDOW_BUCKETS]; /* by volume and stretch, newest first */
     dblock_t cursor;

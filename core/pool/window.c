@@ -389,6 +389,19 @@ window_find(struct space_window *w, bool now)
     metaop_start(pool, &w->op, now);
 }
 
+/* One that never was in use, when the free ones have ended: an open touches none of them. */
+static void
+begin_window(struct space *sp)
+{
+    struct space_window *w = &sp->window_objects[sp->nr_windows_begun];
+
+    if (!TAILQ_EMPTY(&sp->free_windows) || sp->nr_windows_begun == WINDOWS_MAX)
+        return;
+    memset(w, 0, sizeof(*w));
+    TAILQ_INSERT_TAIL(&sp->free_windows, w, link);
+    sp->nr_windows_begun++;
+}
+
 static struct space_window *
 window_new(struct volume_core *core, vblock_t v)
 {
@@ -406,6 +419,7 @@ window_new(struct volume_core *core, vblock_t v)
         w = TAILQ_FIRST(&sp->free_windows);
     }
     TAILQ_REMOVE(&sp->free_windows, w, link);
+    begin_window(sp);
     w->core = core;
     w->v = v;
     w->pool = pool;
@@ -602,11 +616,10 @@ windows_create(struct pool *pool)
     TAILQ_INIT(&sp->all);
     for (unsigned i = 0; i < WINDOW_BUCKETS; i++)
         TAILQ_INIT(&sp->buckets[i]);
-    sp->window_objects = calloc(WINDOWS_MAX, sizeof(struct space_window));
+    sp->window_objects = malloc(WINDOWS_MAX * sizeof(struct space_window));
     if (!sp->window_objects)
         return -ENOMEM;
-    for (unsigned i = 0; i < WINDOWS_MAX; i++)
-        TAILQ_INSERT_TAIL(&sp->free_windows, &sp->window_objects[i], link);
+    begin_window(sp);
     return 0;
 }
 

@@ -14,8 +14,10 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
+#include "core/base/checked.h"
 #include "core/base/cleanup.h"
 #include "core/base/log.h"
 #include "core/base/poll_loop.h"
@@ -69,6 +71,43 @@ open_file(struct thin_loop *on, const char *path, enum device_file_way way)
     struct device *dev = NULL;
 
     CHECK(device_file_open(on, &params, &dev, &err), path);
+    return dev;
+}
+
+/* The pool's devices, with the processor time of the calls into them: reads and writes that
+   the kernel does at once, from and to its page cache. */
+static struct device_ops timed_ops;
+static void (*untimed_submit)(struct device *dev, struct device_io *io);
+static uint64_t io_ns;
+
+static uint64_t
+thread_ns(void)
+{
+    struct timespec ts;
+
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &ts);
+    return (uint64_t)ts.tv_sec * NS_PER_SEC + (uint64_t)ts.tv_nsec;
+}
+
+static void
+timed_submit(struct device *dev, struct device_io *io)
+{
+    uint64_t began = thread_ns();
+
+    untimed_submit(dev, io);
+    io_ns += thread_ns() - began;
+}
+
+static struct device *
+open_timed(const char *path)
+{
+    struct device *dev = open_file(loop, path, DEVICE_WAY_AUTO);
+
+    timed_ops = *dev->ops;
+    if (timed_ops.submit != timed_submit)
+        untimed_submit = timed_ops.submit;
+    timed_ops.submit = timed_submit;
+    dev->ops = &timed_ops;
     return dev;
 }
 
@@ -245,11 +284,14 @@ wait_told(const char *what)
 }
 
 #define DONE ((struct pool_done){done, NULL})
-#define CALL(what, call) \
-    do {                 \
-        told = false;    \
-        call;            \
-        wait_told(what); \
+#define CALL(what, call)                       \
+    do {                                       \
+        struct step_cost call_began;           \
+        told = false;                          \
+        call_began = step_loop_begin(loop);    \
+        call;                                  \
+        step_loop_end(loop, call_began, what); \
+        wait_told(what);                       \
     } while (0)
 
 static void
@@ -257,8 +299,8 @@ pool_up(bool format)
 {
     struct pool_params params = {.loop = loop, .name = "bench", .format = format};
 
-    params.data = open_file(loop, data_path, DEVICE_WAY_AUTO);
-    params.metadata = open_file(loop, metadata_path, DEVICE_WAY_AUTO);
+    params.data = open_timed(data_path);
+    params.metadata = open_timed(metadata_path);
     pool_config_default(&params.config);
     params.seed = 1;
     params.data_block_sectors = BLOCK / 512;
@@ -439,6 +481,35 @@ settle(uint64_t free_blocks)
     }
 }
 
+/*
+ * What this machine takes away from a thread and yet counts as its processor time
+ * (interrupts, other guests of the same processor): how often in a second of processor
+ * time a spin of 20 us lasts more than the limit. So many long steps are no steps of ours.
+ */
+static double stolen_per_second;
+
+static void
+measure_machine(void)
+{
+    enum { SPINS = 100000, SPIN_NS = 20000 };
+    uint64_t nr_long = 0, longest = 0, used = 0;
+
+    for (unsigned i = 0; i < SPINS; i++) {
+        struct step_cost began = step_loop_begin(loop), now;
+
+        do
+            now = step_loop_begin(loop);
+        while (now.used_ns - began.used_ns < SPIN_NS);
+        used += now.used_ns - began.used_ns;
+        nr_long += now.used_ns - began.used_ns > STEP_LIMIT_NS;
+        longest = max_u64(longest, now.used_ns - began.used_ns);
+    }
+    stolen_per_second = (double)nr_long / ((double)used / 1e9);
+    printf("the machine: of %u spins of %u us %" PRIu64 " took over %u us, the longest "
+           "%.0f us\n",
+           SPINS, SPIN_NS / 1000, nr_long, STEP_LIMIT_NS / 1000, (double)longest / 1e3);
+}
+
 static uint64_t work_began;
 
 static void
@@ -448,6 +519,12 @@ work_begin(void)
     step_loop_reset(loop);
 }
 
+static double
+us(uint64_t ns)
+{
+    return (double)ns / 1e3;
+}
+
 /* Which, of those that took long: since the pool was opened. */
 static void
 tell_steps(const struct step_loop_stats *steps)
@@ -455,10 +532,20 @@ tell_steps(const struct step_loop_stats *steps)
     struct pool_step_info infos[POOL_STEPS_MAX];
     unsigned nr = pool ? pool_get_steps(pool, infos, POOL_STEPS_MAX) : 0;
 
-    for (unsigned i = 0; i < STEP_LOOP_LONG_MAX && steps->longs[i].fn; i++)
-        printf("    callback work_begin%+td %" PRIu64 " times, longest %" PRIu64 " us\n",
-               (intptr_t)steps->longs[i].fn - (intptr_t)work_begin, steps->longs[i].nr,
-               steps->longs[i].longest_ns / 1000);
+    for (unsigned i = 0; i < STEP_LOOP_LONG_MAX && steps->longs[i].fn; i++) {
+        const struct step_cost *longest = &steps->longs[i].longest;
+
+        if (steps->longs[i].is_word)
+            printf("    call to %s", (const char *)steps->longs[i].fn);
+        else
+            printf("    callback work_begin%+td",
+                   (intptr_t)steps->longs[i].fn - (intptr_t)work_begin);
+        printf(" %" PRIu64
+               " times, longest %.0f us, %.0f of them in calls for I/O (%.0f on "
+               "the clock, %" PRIu64 " pages first touched)\n",
+               steps->longs[i].nr, us(longest->used_ns), us(longest->io_ns),
+               us(longest->took_ns), longest->faults);
+    }
     for (unsigned i = 0; i < nr; i++)
         if (infos[i].longest_ns > STEP_LIMIT_NS)
             printf("    %-32s %8" PRIu64 " times, longest %6" PRIu64 " us, %u locks\n",
@@ -473,10 +560,13 @@ work_end(const char *what, uint64_t nr)
     double took = seconds_since(work_began);
 
     step_loop_get(loop, &steps);
-    printf("%-34s %9.3f s %10.0f /s   longest step %6.0f us, %" PRIu64 " of %" PRIu64
-           " over %u\n",
-           what, took, (double)nr / took, (double)steps.longest_ns / 1e3, steps.nr_long,
-           steps.nr_steps, STEP_LIMIT_NS / 1000);
+    printf("%-34s %9.3f s %10.0f /s\n", what, took, (double)nr / took);
+    printf("    longest step %.0f us, %.0f of them in calls for I/O; of %" PRIu64
+           " steps %" PRIu64 " over %u us, %" PRIu64
+           " without that I/O, %.1f by chance\n",
+           us(steps.longest.used_ns), us(steps.longest.io_ns), steps.nr_steps,
+           steps.nr_long, STEP_LIMIT_NS / 1000, steps.nr_own_long,
+           stolen_per_second * (double)steps.used_ns / 1e9);
     if (getenv("BENCH_STEPS"))
         tell_steps(&steps);
     fflush(stdout);
@@ -612,6 +702,7 @@ killed_in_between(void)
         /* A loop of its own: nothing is shared with the parent but the files. */
         inner = poll_loop_create();
         loop = step_loop_create(inner, STEP_LIMIT_NS);
+        step_loop_count_io(loop, &io_ns);
         pool_up(false);
         volume_up("big");
         run_requests(VOLUME_WRITE, 2000, any_gap);
@@ -678,7 +769,9 @@ main(int argc, char **argv)
     loop = inner ? step_loop_create(inner, STEP_LIMIT_NS) : NULL;
     if (!loop)
         return 1;
+    step_loop_count_io(loop, &io_ns);
     printf("%" PRIu64 " mappings of 64 KiB\n", nr_mappings);
+    measure_machine();
     pool_up(true);
     spec.size = nr_virtual * BLOCK;
     CALL("create", pool_volume_create(pool, &spec, DONE));

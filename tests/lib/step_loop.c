@@ -2,6 +2,7 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <time.h>
 
 #include "core/base/cleanup.h"
@@ -12,6 +13,7 @@ struct step_loop {
     struct thin_loop base;
     struct thin_loop *inner;
     uint64_t limit_ns;
+    const uint64_t *io_ns; /* NULL: not counted */
     struct task_list tasks;
     struct thin_task pump;
     struct step_loop_stats stats;
@@ -33,13 +35,19 @@ to_step(struct thin_loop *loop)
     return container_of(loop, struct step_loop, base);
 }
 
-static uint64_t
-used_ns(void)
+static struct step_cost
+cost_now(struct step_loop *sl)
 {
+    struct step_cost cost = {.took_ns = loop_now_ns(sl->inner)};
     struct timespec ts;
+    struct rusage usage;
 
+    cost.io_ns = sl->io_ns ? *sl->io_ns : 0;
+    getrusage(RUSAGE_THREAD, &usage);
+    cost.faults = (uint64_t)usage.ru_minflt;
     clock_gettime(CLOCK_THREAD_CPUTIME_ID, &ts);
-    return (uint64_t)ts.tv_sec * NS_PER_SEC + (uint64_t)ts.tv_nsec;
+    cost.used_ns = (uint64_t)ts.tv_sec * NS_PER_SEC + (uint64_t)ts.tv_nsec;
+    return cost;
 }
 
 static void *
@@ -53,23 +61,30 @@ room(size_t size)
 }
 
 static void
-note(struct step_loop *sl, uint64_t began, const void *fn)
+note(struct step_loop *sl, struct step_cost began, const void *fn, bool is_word)
 {
-    uint64_t took = used_ns() - began;
+    struct step_cost cost = cost_now(sl);
     struct step_loop_stats *stats = &sl->stats;
 
+    cost.used_ns -= began.used_ns;
+    cost.took_ns -= began.took_ns;
+    cost.faults -= began.faults;
+    cost.io_ns -= began.io_ns;
     stats->nr_steps++;
-    if (took > stats->longest_ns)
-        stats->longest_ns = took;
-    if (took <= sl->limit_ns)
+    stats->used_ns += cost.used_ns;
+    if (cost.used_ns > stats->longest.used_ns)
+        stats->longest = cost;
+    if (cost.used_ns <= sl->limit_ns)
         return;
     stats->nr_long++;
+    stats->nr_own_long += cost.used_ns - cost.io_ns > sl->limit_ns;
     for (unsigned i = 0; i < STEP_LOOP_LONG_MAX; i++)
         if (!stats->longs[i].fn || stats->longs[i].fn == fn) {
             stats->longs[i].fn = fn;
+            stats->longs[i].is_word = is_word;
             stats->longs[i].nr++;
-            if (took > stats->longs[i].longest_ns)
-                stats->longs[i].longest_ns = took;
+            if (cost.used_ns > stats->longs[i].longest.used_ns)
+                stats->longs[i].longest = cost;
             break;
         }
 }
@@ -92,14 +107,14 @@ pump_run(struct thin_task *pump)
     bool ended = false;
 
     while (!ended && (task = TAILQ_FIRST(&sl->tasks))) {
-        uint64_t began = used_ns();
+        struct step_cost began = cost_now(sl);
         const void *fn = ADDRESS(task->run);
 
         ended = task == last;
         TAILQ_REMOVE(&sl->tasks, task, link);
         task->queued = false;
         task->run(task);
-        note(sl, began, fn);
+        note(sl, began, fn, false);
     }
     if (!TAILQ_EMPTY(&sl->tasks))
         loop_defer(sl->inner, &sl->pump);
@@ -133,11 +148,11 @@ timer_fired(struct thin_timer *timer)
     struct step_loop *sl = st->loop;
     struct thin_timer *outer = st->outer;
     const void *fn = ADDRESS(outer->fire);
-    uint64_t began = used_ns();
+    struct step_cost began = cost_now(sl);
 
     outer->armed = false;
     outer->fire(outer);
-    note(sl, began, fn);
+    note(sl, began, fn, false);
 }
 
 static int
@@ -178,10 +193,10 @@ watch_ready(struct thin_watch *watch, unsigned events)
     struct step_loop *sl = sw->loop;
     struct thin_watch *outer = sw->outer;
     const void *fn = ADDRESS(outer->ready);
-    uint64_t began = used_ns();
+    struct step_cost began = cost_now(sl);
 
     outer->ready(outer, events);
-    note(sl, began, fn);
+    note(sl, began, fn, false);
 }
 
 static int
@@ -245,6 +260,12 @@ step_loop_create(struct thin_loop *inner, uint64_t limit_ns)
 }
 
 void
+step_loop_count_io(struct thin_loop *loop, const uint64_t *io_ns)
+{
+    to_step(loop)->io_ns = io_ns;
+}
+
+void
 step_loop_destroy(struct thin_loop *loop)
 {
     struct step_loop *sl = loop ? to_step(loop) : NULL;
@@ -265,4 +286,16 @@ void
 step_loop_reset(struct thin_loop *loop)
 {
     memset(&to_step(loop)->stats, 0, sizeof(to_step(loop)->stats));
+}
+
+struct step_cost
+step_loop_begin(struct thin_loop *loop)
+{
+    return cost_now(to_step(loop));
+}
+
+void
+step_loop_end(struct thin_loop *loop, struct step_cost began, const char *word)
+{
+    note(to_step(loop), began, word, true);
 }

@@ -8,6 +8,8 @@ need_tools nbdsh thin_check nm
 sanitizer=$(nm "$(command -v thinsrv)" 2>/dev/null | grep -c __asan_init || true)
 rounds=10
 PATIENCE=60 # seconds for a close
+# Under a sanitizer, with all clients on it, the server may be slow to take one more.
+thincli() { command thincli --connect-timeout 300s "$@"; }
 [ "$sanitizer" = 0 ] || rounds=50
 rounds=${TEARDOWN_ROUNDS:-$rounds}
 [ -z "${THIN_TEST_LONG:-}" ] || rounds=1000
@@ -116,7 +118,7 @@ start_bridge() { # VOLUME: over our own protocol
 start_bridge c
 start_bridge d
 
-pool_descriptors() { find "/proc/$SERVER_PID/fd" -lname "$W/tank.*" | wc -l; }
+pool_descriptors() { { find "/proc/$SERVER_PID/fd" -lname "$W/tank.*" 2>/dev/null || true; } | wc -l; }
 # One that is closed meanwhile is none.
 descriptors() { { find "/proc/$SERVER_PID/fd" -type l 2>/dev/null || true; } | wc -l; }
 check_closed_by_force() {
@@ -140,12 +142,13 @@ for round in $(seq "$rounds"); do
 	thincli volume snapshot tank/a "s$round" >/dev/null 2>&1 &
 	thincli volume delete "tank/s$((round - 1))" >/dev/null 2>&1 &
 	thincli volume resize tank/d $((64 + round % 2 * 64))M >/dev/null 2>&1 &
-	if [ $((round % 10)) = 0 ]; then
+	# In the second half one daemon lives through all: what each close leaves would add up.
+	if [ $((round % 10)) = 5 ] && [ "$round" -le $((rounds / 2)) ]; then
 		stop_server
 		check_pool tank
 		start_server
 	else
-		timeout "$PATIENCE" thincli pool close tank --force || wait_until 30 "round $round: close --force" is_closed
+		timeout "$PATIENCE" "$BUILD/thincli" pool close tank --force || wait_until 30 "round $round: close --force" is_closed
 		check_closed_by_force
 		thincli pool open tank
 	fi
@@ -154,6 +157,7 @@ for round in $(seq "$rounds"); do
 	n=$(descriptors)
 	[ "$n" -le $most ] || most=$n
 	! grep -q 'Sanitizer' "$W/thinsrv.log" || fail "round $round: the sanitizer has found something"
+	[ $((round % 100)) != 0 ] || echo "$round rounds"
 	for p in $loads; do kill -0 "$p" 2>/dev/null || { wait "$p" || true; fail "round $round: a client gave up"; }; done
 done
 rm "$W/run"
@@ -184,7 +188,8 @@ stop_server
 check_pool tank
 start_server
 fresh=$(descriptors)
-[ "$left" -le $((fresh + 8)) ] || fail "$left descriptors are left, a fresh daemon has $fresh"
+[ "$left" -le $((fresh + 3)) ] || fail "$left descriptors are left, a fresh daemon has $fresh"
+echo "$left descriptors at the end, $fresh in a fresh daemon"
 thincli pool open tank
 stop_server
 [ "$sanitizer" = 0 ] || echo "under the address sanitizer"
