@@ -7,6 +7,11 @@ SRC=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 # A program linked with a sanitized library wants its runtime too.
 SANITIZERS=$(sed -n 's/^SANITIZERS := *//p' "$BUILD/../config.mk" 2>/dev/null || true)
 sanitizer_flags=(${SANITIZERS:+-fsanitize="$SANITIZERS"})
+# What LD_PRELOAD has to say to load a library: a sanitizer's runtime comes first.
+preload() {
+	ldd "$BUILD/thinsrv" | awk '$1 ~ /^lib[at]san\./ { printf "%s:", $3 }'
+	echo "$1"
+}
 W=$(mktemp -d "${TMPDIR:-/tmp}/thinsrv-test.XXXXXX")
 SERVER_PID=
 cd "$W" # what tools leave behind stays here

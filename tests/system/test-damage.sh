@@ -5,7 +5,7 @@
 need_tools nbdsh thin_check
 [ -e "$BUILD/tests/crash/record_io.so" ] || fail "record_io.so is missing: make tests builds it"
 export RECORD_DATA=$W/tank.data RECORD_META=$W/tank.meta RECORD_FAULT=$W/fault
-WRAPPER="env LD_PRELOAD=$BUILD/tests/crash/record_io.so THIN_FILE_WAY=threads" start_server
+WRAPPER="env LD_PRELOAD=$(preload "$BUILD/tests/crash/record_io.so") THIN_FILE_WAY=threads" start_server
 new_pool tank 128M --commit-interval 3600s
 for v in a b c; do thincli volume create tank/$v 64M; done
 info() { thincli --json pool show "$1" | field "d['pools'][0]['$2']"; }

@@ -22,7 +22,7 @@ while [ $((round += 1)) -le $rounds ] || [ $looked -lt $states_min ]; do
 	cp --sparse=always "$W/tank.meta" "$W/before.meta"
 	rm -f "$W/log"
 	export RECORD_DATA=$W/tank.data RECORD_META=$W/tank.meta RECORD_LOG=$W/log
-	WRAPPER="env LD_PRELOAD=$BUILD/tests/crash/record_io.so THIN_FILE_WAY=threads" start_server
+	WRAPPER="env LD_PRELOAD=$(preload "$BUILD/tests/crash/record_io.so") THIN_FILE_WAY=threads" start_server
 	/usr/bin/python3 "$SRC/tests/crash/record-run.py" "$W/nbd.sock" "$W/log" "$W/notes" $seconds "$seed" ||
 		fail "the load has failed"
 	kill_server
