@@ -110,6 +110,10 @@ tm_op_admit(struct transaction_manager *tm, struct thin_error *err)
     if (tm->purse == TM_COMMIT || (tm->nr_op_allocs == 0 && need <= tm->need_before))
         return 0;
     reserve = tm->purse == TM_NORMAL ? tm->core.reserve : 0;
+    /* What snapshots shared becomes a volume's own before a block goes out of it, for good:
+       however much of that there is, it leaves deletes their part. */
+    if (tm->purse == TM_DISCARD && tm->nr_op_allocs > tm->nr_op_freed)
+        reserve = tm->core.reserve / 2;
     if (tm_nr_free(tm) < need + reserve) {
         /* After a commit only this operation's own part would have to be covered. */
         uint64_t alone = tm_base_need(tm) + need - min_u64(need, tm->need_before);

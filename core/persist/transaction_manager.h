@@ -79,7 +79,9 @@ int tm_load(struct transaction_manager *tm, const struct space_map_root *root,
 /* Where the operation may take its blocks from. */
 enum tm_purse {
     TM_NORMAL,  /* free less the commit's need less the reserve */
-    TM_RESERVE, /* deletes and discards: free less the commit's need */
+    TM_DISCARD, /* discards: as deletes if they leave no more blocks in use than before;
+                   else free less the commit's need less half of the reserve */
+    TM_RESERVE, /* deletes: free less the commit's need */
     TM_COMMIT,  /* the commit itself: whatever is free */
 };
 

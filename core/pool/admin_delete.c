@@ -246,6 +246,8 @@ delete_run(struct metaop *op, struct thin_error *err)
     return r;
 }
 
+static void trim_look(struct admin *admin);
+
 static void
 delete_stepped(struct metaop *op, int result, const struct thin_error *err)
 {
@@ -256,6 +258,10 @@ delete_stepped(struct metaop *op, int result, const struct thin_error *err)
         /* The fewer nodes it enters, the fewer counts change: that needs less room. */
         bg->budget = 1;
         metaop_start(admin->pool, op, false);
+    } else if (result == -THIN_E_NO_METADATA_SPACE && !bg->empties) {
+        bg->empties = true;
+        bg->size = 0;
+        trim_look(admin);
     } else if (result < 0) {
         background_skip(admin, "deleting a volume", result, err);
     } else if (bg->gone) {
@@ -267,6 +273,19 @@ delete_stepped(struct metaop *op, int result, const struct thin_error *err)
     } else {
         metaop_start(admin->pool, op, false);
     }
+}
+
+static void
+delete_go_on(struct admin *admin)
+{
+    struct admin_background *bg = &admin->background;
+
+    memset(&bg->op, 0, sizeof(bg->op));
+    bg->op.run = delete_run;
+    bg->op.done = delete_stepped;
+    bg->op.purse = TM_RESERVE;
+    bg->op.name = "delete step";
+    metaop_start(admin->pool, &bg->op, false);
 }
 
 static void
@@ -300,8 +319,6 @@ bury(struct admin *admin)
     /* In any case record_ended follows. */
     bg->nr_buried = 0;
 }
-
-static void trim_look(struct admin *admin);
 
 static void
 trim_stepped(struct unmap *u, int result, const struct thin_error *err)
@@ -354,12 +371,16 @@ highest_done(struct metaop *op, int result, const struct thin_error *err)
         return;
     }
     if (!bg->mapped || bg->highest < begin) {
-        trim_ended(admin);
+        if (bg->empties)
+            delete_go_on(admin);
+        else
+            trim_ended(admin);
         return;
     }
     memset(&bg->unmap, 0, sizeof(bg->unmap));
     bg->unmap.done = trim_stepped;
     bg->unmap.dev_id = bg->dev_id;
+    bg->unmap.purse = TM_RESERVE;
     bg->unmap.begin = begin;
     bg->unmap.end = bg->highest + 1;
     unmap_start(admin->pool, &bg->unmap);
@@ -409,14 +430,10 @@ background_next(struct admin *admin)
         return;
     }
     bg->dev_id = record->dev_id;
+    bg->empties = false;
     if (record->flags & RECORD_DELETING) {
-        memset(&bg->op, 0, sizeof(bg->op));
         bg->budget = DELETE_BUDGET;
-        bg->op.run = delete_run;
-        bg->op.done = delete_stepped;
-        bg->op.purse = TM_RESERVE;
-        bg->op.name = "delete step";
-        metaop_start(pool, &bg->op, false);
+        delete_go_on(admin);
     } else {
         bg->size = record->size;
         trim_look(admin);

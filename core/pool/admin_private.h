@@ -117,6 +117,8 @@ struct admin_background {
     uint32_t budget;                 /* nodes that the next step of a delete enters */
     uint32_t buried[POOL_GROUP_MAX]; /* devices that are gone, their records not yet */
     uint32_t nr_buried;
+    bool
+        empties; /* a volume that is being deleted: first of its mappings, little by little */
     struct metaop op;
     struct unmap unmap;
     struct thin_task task;

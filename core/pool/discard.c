@@ -44,10 +44,19 @@ unmap_op_done(struct metaop *op, int result, const struct thin_error *err)
     struct pool *pool = u->pool;
     struct volume_core *core = volume_core_find(pool, u->dev_id);
 
+    if (result == -THIN_E_NO_METADATA_SPACE && u->step_end - u->step_begin > 1) {
+        /* The fewer counts change, the less the commit may need. */
+        u->most = max_u64((u->step_end - u->step_begin) / UNMAP_STEP_SMALLER, 1);
+        u->step_begin = u->step_end - u->most;
+        loop_defer(pool->loop, &u->task);
+        return;
+    }
     if (result < 0) {
         unmap_end(u, result, err);
         return;
     }
+    if (u->step_unmapped == 0)
+        u->most = min_u64(u->most * UNMAP_STEP_SMALLER, UNMAP_STEP_BLOCKS);
     u->unmapped += u->step_unmapped;
     limits_unmapped(pool, u->dev_id, u->step_unmapped);
     if (u->step_unmapped > 0)
@@ -83,9 +92,7 @@ unmap_task(struct thin_task *task)
             return;
         }
         u->step_end = u->step_begin;
-        u->step_begin = u->step_end - u->begin > UNMAP_STEP_BLOCKS
-                            ? u->step_end - UNMAP_STEP_BLOCKS
-                            : u->begin;
+        u->step_begin = u->step_end - min_u64(u->step_end - u->begin, u->most);
     }
     /* Who changes a mapping in the range now ends first; nobody begins anew. */
     if (!u->has_range) {
@@ -98,7 +105,7 @@ unmap_task(struct thin_task *task)
     u->op.run = unmap_op_run;
     u->op.done = unmap_op_done;
     u->op.reads_only = false;
-    u->op.purse = TM_RESERVE;
+    u->op.purse = u->purse;
     u->op.name = "unmap";
     metaop_start(pool, &u->op, true);
 }
@@ -109,6 +116,7 @@ unmap_start(struct pool *pool, struct unmap *u)
     u->pool = pool;
     u->epoch = pool->epoch;
     u->step_begin = u->step_end = u->end;
+    u->most = UNMAP_STEP_BLOCKS;
     u->unmapped = 0;
     u->txn = 0;
     u->has_range = u->waiting = u->given_up = false;
@@ -125,6 +133,18 @@ frag_unmapped(struct unmap *u, int result, const struct thin_error *err)
     struct volume_frag *frag = container_of(u, struct volume_frag, unmap);
 
     (void)err;
+    if (result == -THIN_E_NO_METADATA_SPACE && !frag->if_empty &&
+        space_extend_metadata(frag->pool)) {
+        frag_no_space(frag);
+        return;
+    }
+    if (result == -THIN_E_NO_METADATA_SPACE && !frag->if_empty &&
+        frag->io->op == VOLUME_DISCARD) {
+        /* Shared mappings, which only more metadata could make the volume's own: their
+           blocks would not become free. A discard is a hint; this one is not taken. */
+        frag->io->ret_kept = true;
+        result = 0;
+    }
     if (frag->if_empty && result == 0 && !u->given_up)
         pieces_forget(frag->core, u->begin);
     /* What the request asked for is done; that a block could be saved is no part of it. */
@@ -148,6 +168,7 @@ unmap_step(struct volume_frag *frag)
 
     frag->unmap.done = frag_unmapped;
     frag->unmap.dev_id = frag->core->dev_id;
+    frag->unmap.purse = TM_DISCARD;
     frag->unmap.still = frag->if_empty ? frag_still_empty : NULL;
     frag->unmap.begin = pool_vblock(pool, frag->begin);
     frag->unmap.end = div_up_u64(frag->end, pool->block_size);

@@ -585,6 +585,7 @@ volume_submit(struct volume *volume, struct volume_io *io)
     io->result = 0;
     io->state = 0;
     io->ret_nr_extents = 0;
+    io->ret_kept = false;
     io->redo_from = UINT64_MAX;
     io->deadline_ns = 0;
     r = io_judge(volume, io);

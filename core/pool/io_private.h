@@ -39,6 +39,7 @@
 #define INFLIGHT_SHIFT     26 /* requests are at most 64 MiB: one spans two buckets */
 #define UNMAP_STEP_BLOCKS  65536u
 #define UNMAP_STEP_NODES   16u
+#define UNMAP_STEP_SMALLER 8u /* each try for which there is too little metadata */
 #define VOLUME_BLOCKS_MAX  (1ull << 56) /* no volume has a block there */
 #define STATUS_LEAVES_STEP 8u           /* leaves looked at by one step of STATUS */
 

@@ -428,6 +428,9 @@ struct volume_io {
     struct volume_extent *extents;
     unsigned max_extents;
     unsigned ret_nr_extents;
+    /* DISCARD that succeeded: some of what it shares with snapshots it still maps, there
+       being no metadata left to make that the volume's own. */
+    bool ret_kept;
     void (*done)(struct volume_io *io, int result);
 
     /* The engine's, while the request runs. */

@@ -317,12 +317,14 @@ struct unmap {
     void (*done)(struct unmap *u, int result, const struct thin_error *err);
     uint32_t dev_id;
     vblock_t begin, end;
+    enum tm_purse purse;
     /* Asked in each step before anything is unmapped; NULL: always. */
     bool (*still)(struct unmap *u);
     /* unmap's */
     struct pool *pool;
     uint64_t epoch;
     vblock_t step_begin, step_end, ret_end;
+    uint64_t most; /* blocks of a step: fewer where there is little metadata left */
     uint64_t unmapped, step_unmapped;
     uint64_t txn; /* last transaction that it changed; 0: none */
     struct metaop op;

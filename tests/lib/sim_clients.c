@@ -98,7 +98,8 @@ part_done(struct op *op, uint64_t begin, uint64_t end, bool ok)
 /*
  * A discard of a part of a block is remembered, and done when all of the block is gone:
  * what was there may stay or turn to zeros, until it is written again. So it is over an
- * external origin, which still shows where nothing was mapped.
+ * external origin, which still shows where nothing was mapped; and where there was no
+ * metadata to take shared blocks out.
  */
 static void
 change_done(struct op *op, bool ok)
@@ -107,7 +108,7 @@ change_done(struct op *op, bool ok)
 
     if (op->kind == OP_DISCARD && !over_origin && op->whole_begin < op->whole_end) {
         part_done(op, op->begin, op->whole_begin, false);
-        part_done(op, op->whole_begin, op->whole_end, ok);
+        part_done(op, op->whole_begin, op->whole_end, ok && !op->io.ret_kept);
         part_done(op, op->whole_end, op->end, false);
     } else {
         part_done(op, op->begin, op->end, ok && op->kind != OP_DISCARD);

@@ -27,6 +27,7 @@
 #define STEPS        40000u
 #define STEPS_LONG   1000000u
 #define REOPEN_EVERY 1000u
+#define WEAR_EVERY   2500u
 
 static struct pool_rig rig;
 static struct thin_random rng;
@@ -35,6 +36,7 @@ static bool there[NAMES];
 static uint64_t seed, step, nr_refused_data, nr_refused_metadata, nr_discards, nr_deletes,
     nr_writes, nr_snapshots, nr_full_data, nr_full_metadata, nr_measured;
 static char page[4096];
+static uint32_t nodes; /* most entries of one; 0: as the format has it */
 
 #define die(...)                                                             \
     do {                                                                     \
@@ -52,6 +54,7 @@ open_pool(bool format)
     rig_params(&rig, &params, crash_disk_open(data_disk, rig.loop),
                crash_disk_open(meta_disk, rig.loop));
     params.format = format;
+    params.leaf_max = params.internal_max = nodes;
     params.config.on_full = POOL_ERROR;
     params.config.extend_metadata = false;
     params.config.metadata_cache_blocks = 512;
@@ -229,6 +232,19 @@ delete_one(void)
     nr_deletes++;
 }
 
+/*
+ * A block out of each volume, again and again: what a snapshot shares must become its own
+ * first, which takes metadata and gives none back. And deletes succeed after that.
+ */
+static void
+wear_out(void)
+{
+    for (unsigned i = 0; i < 3 * NAMES; i++)
+        discard_some();
+    for (unsigned i = 0; i < 5; i++)
+        delete_one();
+}
+
 /* ---- steps ----------------------------------------------------------------------------------- */
 
 /* In percent of what ordinary changes may use: a tenth of the metadata is kept for those
@@ -253,11 +269,6 @@ one_step(void)
     int r;
 
     measure(&data, &metadata);
-    if (step > STEPS / 2) { /* it had to be filled */
-        nr_measured++;
-        nr_full_data += data >= 95;
-        nr_full_metadata += metadata >= 90;
-    }
     if (metadata < 95 && random_below(&rng, 3))
         r = random_below(&rng, 3) ? snapshot_one() : create_one();
     else
@@ -268,9 +279,55 @@ one_step(void)
         delete_one();
     if (random_below(&rng, 50) == 0)
         discard_some();
+    if (step % WEAR_EVERY == WEAR_EVERY - 1)
+        wear_out();
     check_state();
     if (step % REOPEN_EVERY == REOPEN_EVERY - 1)
         reopen();
+}
+
+static void
+run(uint64_t wanted)
+{
+    random_seed(&rng, seed);
+    rig.loop = sim_loop_create(seed);
+    data_disk = crash_disk_create(&rng, DATA_BLOCKS * BLOCK, NULL);
+    meta_disk = crash_disk_create(&rng, META_BLOCKS * 4096, NULL);
+    memset(there, 0, sizeof(there));
+    nr_refused_data = nr_refused_metadata = nr_discards = nr_deletes = nr_writes = 0;
+    nr_snapshots = nr_full_data = nr_full_metadata = nr_measured = 0;
+    open_pool(true);
+    for (step = 0; step < wanted; step++) {
+        if (step > wanted / 2) { /* it had to be filled */
+            unsigned data, metadata;
+
+            measure(&data, &metadata);
+            nr_measured++;
+            nr_full_data += data >= 95;
+            nr_full_metadata += metadata >= 90;
+        }
+        one_step();
+    }
+    reopen();
+    if (rig_close(&rig, false) < 0)
+        die("the pool does not close: %s", rig.err.text);
+    printf("SEED=%" PRIu64 ", nodes of %u: %" PRIu64 " steps, %" PRIu64
+           " writes, %" PRIu64 " snapshots, %" PRIu64 " discards and %" PRIu64
+           " deletes, none refused; refused "
+           "for data %" PRIu64 ", for metadata %" PRIu64
+           "; data at 95 %% or more in %" PRIu64
+           " %% of the steps, metadata at 90 %% of what it may use in %" PRIu64 " %%\n",
+           seed, nodes, step, nr_writes, nr_snapshots, nr_discards, nr_deletes,
+           nr_refused_data, nr_refused_metadata,
+           nr_full_data * 100 / max_u64(nr_measured, 1),
+           nr_full_metadata * 100 / max_u64(nr_measured, 1));
+    /* Small nodes need so many that the data never gets full. */
+    if (nr_refused_metadata == 0 || nr_full_metadata < nr_measured / 2 ||
+        (nodes == 0 && (nr_refused_data == 0 || nr_full_data < nr_measured / 2)))
+        die("the pool was not full enough");
+    crash_disk_destroy(data_disk);
+    crash_disk_destroy(meta_disk);
+    sim_loop_destroy(rig.loop);
 }
 
 int
@@ -283,31 +340,11 @@ main(void)
     if (steps)
         wanted = strtoull(steps, NULL, 0);
     thin_log_set_level((enum thin_log_level) - 1);
-    random_seed(&rng, seed);
-    rig.loop = sim_loop_create(seed);
-    data_disk = crash_disk_create(&rng, DATA_BLOCKS * BLOCK, NULL);
-    meta_disk = crash_disk_create(&rng, META_BLOCKS * 4096, NULL);
     memset(page, 'p', sizeof(page));
-    open_pool(true);
-    for (step = 0; step < wanted; step++)
-        one_step();
-    reopen();
-    if (rig_close(&rig, false) < 0)
-        die("the pool does not close: %s", rig.err.text);
-    printf("SEED=%" PRIu64 ": %" PRIu64 " steps, %" PRIu64 " writes, %" PRIu64
-           " snapshots, %" PRIu64 " discards and %" PRIu64
-           " deletes, none refused; refused "
-           "for data %" PRIu64 ", for metadata %" PRIu64
-           "; data at 95 %% or more in %" PRIu64
-           " %% of the steps, metadata at 90 %% of what it may use in %" PRIu64 " %%\n",
-           seed, step, nr_writes, nr_snapshots, nr_discards, nr_deletes, nr_refused_data,
-           nr_refused_metadata, nr_full_data * 100 / max_u64(nr_measured, 1),
-           nr_full_metadata * 100 / max_u64(nr_measured, 1));
-    if (nr_refused_data == 0 || nr_refused_metadata == 0 ||
-        nr_full_data < nr_measured / 2 || nr_full_metadata < nr_measured / 2)
-        die("the pool was not full enough");
-    crash_disk_destroy(data_disk);
-    crash_disk_destroy(meta_disk);
-    sim_loop_destroy(rig.loop);
+    run(wanted);
+    nodes = 12;
+    run(wanted / 4);
+    nodes = 6;
+    run(wanted / 4);
     return EXIT_SUCCESS;
 }
