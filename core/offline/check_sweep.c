@@ -166,6 +166,70 @@ swept(void *arg, mblock_t b, const uint8_t *data, int code)
     return 1;
 }
 
+/* ---- their order ------------------------------------------------------------------------- */
+
+struct known_run {
+    size_t begin, end;
+    uint32_t first;
+};
+
+static int
+compare_runs(const void *pa, const void *pb)
+{
+    const struct known_run *a = pa, *b = pb;
+
+    return (a->first > b->first) - (a->first < b->first);
+}
+
+static size_t
+find_runs(const struct walk *w, struct known_run *runs)
+{
+    size_t nr = 0;
+
+    for (size_t i = 0; i < w->nr_known; i++) {
+        if (i && w->known[i - 1].block < w->known[i].block)
+            continue;
+        if (runs && nr)
+            runs[nr - 1].end = i;
+        if (runs)
+            runs[nr] = (struct known_run){i, w->nr_known, w->known[i].block};
+        nr++;
+    }
+    return nr;
+}
+
+/* Rows of blocks that the disk delivered out of turn are put where they belong: whole
+   rows, as no two overlap. */
+static int
+order_known(struct check *c)
+{
+    struct walk *w = &c->walk;
+    size_t nr = find_runs(w, NULL), at = 0;
+    AUTO_FREE struct known_run *runs = NULL;
+    struct walk_known *ordered;
+
+    if (nr < 2)
+        return 0;
+    runs = malloc(nr * sizeof(*runs));
+    ordered = malloc(w->nr_known * sizeof(*ordered));
+    if (!runs || !ordered) {
+        free(ordered);
+        return -ENOMEM;
+    }
+    find_runs(w, runs);
+    qsort(runs, nr, sizeof(*runs), compare_runs);
+    for (size_t i = 0; i < nr; i++) {
+        size_t len = runs[i].end - runs[i].begin;
+
+        memcpy(ordered + at, w->known + runs[i].begin, len * sizeof(*ordered));
+        at += len;
+    }
+    free(w->known);
+    w->known = ordered;
+    c->room_known = w->nr_known;
+    return 0;
+}
+
 int
 check_sweep(struct check *c, mblock_t index_block, struct thin_error *err)
 {
@@ -179,6 +243,8 @@ check_sweep(struct check *c, mblock_t index_block, struct thin_error *err)
     r = bits ? find_used(c->src, index_block, bits, nr_blocks) : -ENOMEM;
     if (r > 0)
         r = source_sweep(c->src, bits, nr_blocks, BLOCK_NODE, swept, c);
+    if (r == 0)
+        r = order_known(c);
     return r < 0 ? thin_fail_code(err, r, "read the metadata") : 0;
 }
 

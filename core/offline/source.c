@@ -58,14 +58,14 @@ int
 source_read(struct meta_source *src, mblock_t b, void *buf, struct thin_error *err)
 {
     const uint8_t *aside;
-    int r;
+    int r, unchecked;
 
     if (b >= src->nr_blocks)
         return thin_fail(err, -THIN_E_RANGE,
                          "metadata block %" PRIu64 " is beyond the device's %" PRIu64
                          " blocks",
                          b, src->nr_blocks);
-    aside = aside_find(src->aside, b);
+    aside = aside_find(src->aside, b, BLOCK_KINDS, &unchecked);
     if (aside) {
         src->nr_read++;
         memcpy(buf, aside, METADATA_BLOCK_SIZE);
@@ -223,7 +223,8 @@ read_range(const struct row *row, size_t first, size_t end)
     struct meta_source *src = row->src;
 
     if (end - first > 1 && src->ops->any_thread && !src->ahead)
-        (void)ahead_create(src->ops->read, src->arg, AHEAD_PIECES, false, &src->ahead);
+        (void)ahead_create(src->ops->read, src->arg, AHEAD_PIECES, AHEAD_PIECE_BLOCKS,
+                           false, &src->ahead);
     return end - first > 1 && src->ahead ? read_ahead(row, first, end)
                                          : read_here(row, first, end);
 }
@@ -236,7 +237,9 @@ read_row(const struct row *row, size_t nr)
     int r = 0;
 
     for (size_t i = 0; i < nr && r == 0; i++) {
-        const uint8_t *aside = aside_find(row->src->aside, row->sorted[i]);
+        int code;
+        const uint8_t *aside =
+            aside_find(row->src->aside, row->sorted[i], row->kind, &code);
 
         if (!aside)
             continue;
@@ -245,7 +248,7 @@ read_row(const struct row *row, size_t nr)
         first = i + 1;
         row->src->nr_read++;
         if (r == 0)
-            r = see_block(row, i, aside);
+            r = row->seen(row->arg, i, aside, code);
     }
     return r || first == nr ? r : read_range(row, first, nr);
 }

@@ -97,8 +97,9 @@ int source_read_many(struct meta_source *src, const mblock_t *sorted, size_t nr,
 
 /*
  * Reads every block below nr_blocks with a bit in `wanted` (the lowest bit of a byte
- * first), in order and as fast as the disk gives them, and checks them as `kind`; for a
- * source whose blocks are not in memory. `seen` gets those that can be read. It says 1 of a
+ * first), as fast as the disk gives them, and checks them as `kind`; for a source whose
+ * blocks are not in memory. They come in order but for a few that overtake others, in
+ * whole rows. `seen` gets those that can be read. It says 1 of a
  * block that it is done with; of one with 0 a copy is kept aside, as far as there is room,
  * and later reads find it there, until source_forget or close; nothing may be written
  * before. Negative ends the sweep and is returned. 0 also when it was cut short: where the

@@ -15,6 +15,7 @@
 #define SLOW_PER_64_BLOCK 160u
 
 #define NOBODY    UINT_MAX
+#define ANYBODY   (UINT_MAX - 1)
 #define HUGE_PAGE ((size_t)2 << 20)
 
 /*
@@ -25,15 +26,19 @@
  *  below taken   released, or never asked for
  *  below begun   somebody reads it, or has (`done`)
  *  below asked   waits for whoever comes first, a thread or the owner
+ *
+ * `slot` names the piece at each place of the ring: one that is taken out of turn changes
+ * places with the oldest.
  */
 struct source_ahead {
     ahead_read_fn *read;
     void *arg;
-    unsigned nr_pieces;
+    unsigned nr_pieces, piece_blocks;
     struct ahead_piece *pieces;
-    bool *done;
+    bool *done;     /* by piece, as is `awaited` */
+    unsigned *slot; /* by place; only the owner changes it */
     uint64_t taken, begun, asked;
-    unsigned awaited; /* the piece that the owner waits for, or NOBODY */
+    unsigned awaited; /* the piece that the owner waits for, or ANYBODY, or NOBODY */
     bool from_disk, ending, started;
     bool slow; /* the last read waited for a disk */
     uint8_t *bytes;
@@ -82,11 +87,17 @@ read_piece(const struct source_ahead *a, struct ahead_piece *p)
     return slow;
 }
 
+static unsigned
+slot_at(const struct source_ahead *a, uint64_t place)
+{
+    return a->slot[place % a->nr_pieces];
+}
+
 /* Reads the next piece that nobody has begun. With the lock held, but for the read. */
 static void
 read_next(struct source_ahead *a)
 {
-    unsigned i = (unsigned)(a->begun++ % a->nr_pieces);
+    unsigned i = slot_at(a, a->begun++);
     bool slow;
 
     pthread_mutex_unlock(&a->lock);
@@ -96,7 +107,7 @@ read_next(struct source_ahead *a)
     if (slow && !a->slow && a->begun != a->asked)
         pthread_cond_broadcast(&a->crowded);
     a->slow = slow;
-    if (a->awaited == i)
+    if (a->awaited == i || a->awaited == ANYBODY)
         pthread_cond_signal(&a->arrived);
 }
 
@@ -150,38 +161,45 @@ free_all(struct source_ahead *a)
 {
     free(a->pieces);
     free(a->done);
+    free(a->slot);
     free(a->bytes);
     free(a);
 }
 
 int
-ahead_create(ahead_read_fn *read, void *arg, unsigned nr_pieces, bool from_disk,
-             struct source_ahead **ret)
+ahead_create(ahead_read_fn *read, void *arg, unsigned nr_pieces, unsigned piece_blocks,
+             bool from_disk, struct source_ahead **ret)
 {
     struct source_ahead *a = calloc(1, sizeof(*a));
-    const size_t piece = (size_t)AHEAD_PIECE_BLOCKS * METADATA_BLOCK_SIZE;
+    const size_t piece = (size_t)piece_blocks * METADATA_BLOCK_SIZE;
 
+    THIN_ASSERT(piece_blocks <= AHEAD_PIECE_BLOCKS_MAX);
     if (!a)
         return -ENOMEM;
     a->read = read;
     a->arg = arg;
     a->nr_pieces = nr_pieces;
+    a->piece_blocks = piece_blocks;
     a->awaited = NOBODY;
     a->from_disk = a->slow = from_disk;
     a->pieces = calloc(nr_pieces, sizeof(*a->pieces));
     a->done = calloc(nr_pieces, sizeof(*a->done));
+    a->slot = calloc(nr_pieces, sizeof(*a->slot));
     a->bytes =
         aligned_alloc(nr_pieces * piece < HUGE_PAGE ? METADATA_BLOCK_SIZE : HUGE_PAGE,
                       nr_pieces * piece);
-    if (!a->pieces || !a->done || !a->bytes) {
+    if (!a->pieces || !a->done || !a->slot || !a->bytes) {
         free_all(a);
         return -ENOMEM;
     }
-    /* Fewer pages to find for each read past the page cache. */
+    /* A disk of a virtual machine is twice as fast where a read has few pieces of memory
+       to name. Few such pages: a fresh one may first have to come from the host. */
     if (from_disk)
         (void)madvise(a->bytes, nr_pieces * piece, MADV_HUGEPAGE);
     for (unsigned i = 0; i < nr_pieces; i++)
         a->pieces[i].bytes = a->bytes + i * piece;
+    for (unsigned i = 0; i < nr_pieces; i++)
+        a->slot[i] = i;
     pthread_mutex_init(&a->lock, NULL);
     pthread_cond_init(&a->wanted, NULL);
     pthread_cond_init(&a->crowded, NULL);
@@ -209,7 +227,8 @@ ahead_destroy(struct source_ahead *a)
     free_all(a);
 }
 
-/* Signals are the owner's: who waits for a disk here must not be the one to get them. */
+/* Signals are the owner's: who waits for a disk here must not be the one to get them. A
+   quarter of the pieces is left for the owner to look at. */
 static void
 start(struct source_ahead *a)
 {
@@ -219,7 +238,7 @@ start(struct source_ahead *a)
     sigfillset(&all);
     if (pthread_sigmask(SIG_SETMASK, &all, &before))
         return;
-    while (a->nr_threads < AHEAD_THREADS &&
+    while (a->nr_threads < AHEAD_THREADS && a->nr_threads < a->nr_pieces * 3 / 4 &&
            pthread_create(&a->threads[a->nr_threads], NULL,
                           a->nr_threads ? run_other : run_first, a) == 0)
         a->nr_threads++;
@@ -242,10 +261,10 @@ ahead_is_empty(const struct source_ahead *a)
 void
 ahead_ask(struct source_ahead *a, const mblock_t *blocks, size_t nr, enum block_kind kind)
 {
-    unsigned i = (unsigned)(a->asked % a->nr_pieces);
+    unsigned i = slot_at(a, a->asked);
     struct ahead_piece *p = &a->pieces[i];
 
-    THIN_ASSERT(ahead_has_room(a) && nr > 0 && nr <= AHEAD_PIECE_BLOCKS);
+    THIN_ASSERT(ahead_has_room(a) && nr > 0 && nr <= a->piece_blocks);
     p->blocks = blocks;
     p->nr = nr;
     p->kind = kind;
@@ -263,7 +282,7 @@ ahead_ask(struct source_ahead *a, const mblock_t *blocks, size_t nr, enum block_
 const struct ahead_piece *
 ahead_take(struct source_ahead *a)
 {
-    unsigned i = (unsigned)(a->taken % a->nr_pieces);
+    unsigned i = slot_at(a, a->taken);
 
     THIN_ASSERT(!ahead_is_empty(a));
     pthread_mutex_lock(&a->lock);
@@ -276,6 +295,40 @@ ahead_take(struct source_ahead *a)
     }
     pthread_mutex_unlock(&a->lock);
     return &a->pieces[i];
+}
+
+/* The oldest that is done comes to the place of the oldest. With the lock held. */
+static bool
+bring_forward(struct source_ahead *a)
+{
+    for (uint64_t at = a->taken; at < a->begun; at++) {
+        unsigned i = slot_at(a, at);
+
+        if (!a->done[i])
+            continue;
+        a->slot[at % a->nr_pieces] = slot_at(a, a->taken);
+        a->slot[a->taken % a->nr_pieces] = i;
+        return true;
+    }
+    return false;
+}
+
+const struct ahead_piece *
+ahead_take_any(struct source_ahead *a)
+{
+    THIN_ASSERT(!ahead_is_empty(a));
+    pthread_mutex_lock(&a->lock);
+    while (!bring_forward(a)) {
+        if (a->begun != a->asked && !a->nr_threads) {
+            read_next(a);
+            continue;
+        }
+        a->awaited = ANYBODY;
+        pthread_cond_wait(&a->arrived, &a->lock);
+        a->awaited = NOBODY;
+    }
+    pthread_mutex_unlock(&a->lock);
+    return &a->pieces[slot_at(a, a->taken)];
 }
 
 void
@@ -291,7 +344,7 @@ ahead_drop(struct source_ahead *a)
     pthread_mutex_lock(&a->lock);
     a->asked = a->begun;
     for (; a->taken < a->asked; a->taken++)
-        await(a, (unsigned)(a->taken % a->nr_pieces));
+        await(a, slot_at(a, a->taken));
     pthread_mutex_unlock(&a->lock);
 }
 

@@ -8,13 +8,15 @@
 #include "core/offline/source_ahead.h"
 
 #define ASIDE_BLOCKS_MAX 8192u /* 32 MiB */
-#define SWEEP_PIECES     32u   /* on their way at once: 8 MiB */
+#define SWEEP_PIECES     8u    /* on their way at once: 4 MiB */
 /* After so many blocks a sweep must have been of use for half of them. */
 #define SWEEP_TRIED_BLOCKS 16384u
 
 struct source_aside;
 
-const uint8_t *aside_find(const struct source_aside *aside, mblock_t b); /* or NULL */
+/* Or NULL. *ret_code is that of block_check for `kind`. */
+const uint8_t *aside_find(const struct source_aside *aside, mblock_t b,
+                          enum block_kind kind, int *ret_code);
 void aside_free(struct source_aside *aside); /* NULL is fine */
 
 #endif

@@ -461,22 +461,23 @@ static int
 enter_children(struct level_walk *lw, uint32_t record, const uint8_t *data)
 {
     struct walk *w = lw->w;
+    const struct walk_node parent = w->nodes[record];
     uint32_t nr = node_nr_entries(data);
+    /* One for all: there are many, and most are met for the second time. */
+    struct walk_node ref = {
+        .parent = record,
+        .owner = parent.owner,
+        .height = (uint8_t)(parent.height - 1),
+        .tree = (uint8_t)lw->tree,
+        .flags = (uint8_t)(WALK_CHILD | (parent.flags & WALK_MANY)),
+    };
 
     for (uint32_t i = 0; i < nr; i++) {
-        const struct walk_node parent = w->nodes[record];
-        struct walk_node ref = {
-            .block = node_value64(data, i),
-            .lo = node_key(data, i),
-            .last = i + 1 < nr ? node_key(data, i + 1) - 1 : parent.last,
-            .parent = record,
-            .owner = parent.owner,
-            .height = (uint8_t)(parent.height - 1),
-            .tree = (uint8_t)lw->tree,
-            .flags = (uint8_t)(WALK_CHILD | (parent.flags & WALK_MANY)),
-        };
         int r;
 
+        ref.block = node_value64(data, i);
+        ref.lo = node_key(data, i);
+        ref.last = i + 1 < nr ? node_key(data, i + 1) - 1 : parent.last;
         if (ref.block == 0 || ref.block >= w->nr_blocks) {
             node_damage(w, &w->nodes[record],
                         "node %" PRIu64 ": entry %" PRIu32 " points to block %" PRIu64
@@ -525,47 +526,45 @@ node_seen(void *arg, size_t index, const uint8_t *data, int code)
     return lw->leaf ? lw->leaf(lw->arg, node, data) : 0;
 }
 
-/* The list's nodes in block order. NULL: no memory. */
+/* The nodes of the list that have to be read, in block order. NULL: no memory. */
 static struct block_record *
-sort_list(const struct walk *w, const struct worklist *list)
+sort_list(const struct walk *w, const struct worklist *list, size_t *ret_nr)
 {
     struct block_record *sort = malloc(list->nr * sizeof(*sort));
     bool sorted = true;
+    size_t nr = 0;
 
     for (size_t i = 0; sort && i < list->nr; i++) {
-        sort[i] =
-            (struct block_record){w->nodes[list->records[i]].block, list->records[i]};
-        sorted = sorted && (i == 0 || sort[i - 1].block < sort[i].block);
+        const struct walk_node *node = &w->nodes[list->records[i]];
+
+        if (node->flags & WALK_MET)
+            continue;
+        sort[nr] = (struct block_record){node->block, list->records[i]};
+        sorted = sorted && (nr == 0 || sort[nr - 1].block < node->block);
+        nr++;
     }
     if (sort && !sorted)
-        qsort(sort, list->nr, sizeof(*sort), compare_block_record);
+        qsort(sort, nr, sizeof(*sort), compare_block_record);
+    *ret_nr = nr;
     return sort;
 }
 
-/* Judges the place of those that are known; only the others are left in `sort`. */
-static size_t
-meet_known(struct walk *w, struct block_record *sort, size_t nr)
+/* The leaves of mappings that are known: only their places are judged. */
+static void
+meet_known(struct walk *w)
 {
-    struct walk_known *known = w->known, *end = known + w->nr_known;
-    size_t left = 0;
+    for (struct walk_known *k = w->known; k < w->known + w->nr_known; k++) {
+        struct walk_node *node = walk_find(w, k->block);
 
-    for (size_t i = 0; i < nr; i++) {
-        struct walk_node *node = &w->nodes[sort[i].record];
-
-        while (known < end && known->block < sort[i].block)
-            known++;
-        if (known == end || known->block != sort[i].block) {
-            sort[left++] = sort[i];
+        if (!node || node->tree != WALK_MAPPING || node->height)
             continue;
-        }
+        node->flags |= WALK_MET;
         if (!judge_place(w, node,
-                         &(const struct outline){known->first, known->last, known->nr,
-                                                 known->max, true}))
+                         &(const struct outline){k->first, k->last, k->nr, k->max, true}))
             continue;
-        node->total = known->nr;
-        known->met = 1;
+        node->total = k->nr;
+        k->met = 1;
     }
-    return left;
 }
 
 /* Calls `seen` with the list's nodes in block order; lw->order tells which. */
@@ -575,18 +574,22 @@ read_level(struct level_walk *lw, const struct worklist *list, source_seen_fn *s
     AUTO_FREE struct block_record *sort = NULL;
     AUTO_FREE mblock_t *blocks = NULL;
     AUTO_FREE uint32_t *order = NULL;
-    size_t nr = list->nr;
+    size_t nr = 0;
     int r;
 
+    if (!list->nr)
+        return 0;
+    if (lw->tree == WALK_MAPPING && lw->height == 0)
+        meet_known(lw->w);
+    sort = sort_list(lw->w, list, &nr);
+    if (!sort)
+        return -ENOMEM;
     if (!nr)
         return 0;
-    sort = sort_list(lw->w, list);
     blocks = malloc(nr * sizeof(*blocks));
     order = malloc(nr * sizeof(*order));
-    if (!sort || !blocks || !order)
+    if (!blocks || !order)
         return -ENOMEM;
-    if (lw->tree == WALK_MAPPING && lw->height == 0 && lw->w->nr_known)
-        nr = meet_known(lw->w, sort, nr);
     for (size_t i = 0; i < nr; i++) {
         blocks[i] = sort[i].block;
         order[i] = sort[i].record;

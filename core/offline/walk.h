@@ -50,6 +50,7 @@ enum {
     WALK_DAMAGED = 4,    /* its own contents cannot be used, or some of its pointers */
     WALK_PARTIAL = 8,    /* something below it is damaged */
     WALK_MISPLACED = 16, /* reached in another role as well */
+    WALK_MET = 32,       /* one of those known: it is not read */
 };
 
 struct walk_node {

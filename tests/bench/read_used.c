@@ -113,7 +113,7 @@ int
 main(int argc, char **argv)
 {
     unsigned nr_threads = argc > 2 ? (unsigned)strtoul(argv[2], NULL, 10) : 8;
-    struct reader rd = {.most = argc > 3 ? strtoul(argv[3], NULL, 10) : 64};
+    struct reader rd = {.most = argc > 3 ? strtoul(argv[3], NULL, 10) : 128};
     pthread_t threads[THREADS_MAX];
     struct timespec begin, end;
     uint64_t used = 0;

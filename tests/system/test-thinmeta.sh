@@ -217,6 +217,16 @@ def wait_for(truth, words):
         assert time.time() < end, words
         time.sleep(0.02)
 
+def all_of(terminal):
+    """What was written to it, once nobody has it open any more: it comes in pieces."""
+    text = b''
+    while True:
+        try:
+            piece = os.read(terminal, 65536)
+        except OSError:
+            return text.decode()
+        text += piece
+
 def restore(terminal, parts):
     """Fed in parts, with pauses; interrupted at the end of the last. What is on stderr."""
     master, slave = pty.openpty()
@@ -232,7 +242,7 @@ def restore(terminal, parts):
     p.send_signal(signal.SIGINT)
     p.wait(120)
     assert p.returncode == 1, p.returncode
-    return os.read(master, 65536).decode() if terminal else p.stderr.read().decode()
+    return all_of(master) if terminal else p.stderr.read().decode()
 
 head = (b'<superblock uuid="" time="0" transaction="1" flags="0" version="2" data_block_size="128" nr_data_blocks="900000">\n'
         b'<device dev_id="1" mapped_blocks="400000" transaction="0" creation_time="0" snap_time="0">\n')
