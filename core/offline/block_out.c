@@ -58,10 +58,14 @@ block_out_finish(struct block_out *out)
 {
     int r = 0;
 
-    if (out->piece_len)
+    if (out->piece_len && !out->rehearsal)
         r = source_write(out->src, out->piece_at, out->piece, out->piece_len, out->err);
     out->piece_len = 0;
-    return r < 0 ? r : source_tick(out->src, "metadata blocks written", out->next, 0);
+    return r < 0 ? r
+                 : source_tick(out->src,
+                               out->rehearsal ? "metadata blocks planned"
+                                              : "metadata blocks written",
+                               out->next, 0);
 }
 
 int

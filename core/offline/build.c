@@ -23,6 +23,12 @@ builder_init(struct builder *b, struct meta_source *dst,
 }
 
 void
+builder_rehearse(struct builder *b)
+{
+    b->out.rehearsal = true;
+}
+
+void
 builder_fini(struct builder *b)
 {
     tree_build_fini(&b->top);
@@ -97,7 +103,7 @@ build_superblock(void *arg, const struct ir_superblock *ir)
         r = tree_build_init(&b->details, &b->out, VALUE_SIZE_DETAILS);
     if (r >= 0)
         r = tree_build_init(&b->mappings, &b->out, VALUE_SIZE_MAPPING);
-    return r < 0 ? r : mark_unfinished(b);
+    return r < 0 || b->out.rehearsal ? r : mark_unfinished(b);
 }
 
 static int
@@ -236,7 +242,7 @@ build_end(void *arg)
     if (r < 0)
         return r;
     b->sb.metadata_nr_blocks = b->out.nr_blocks;
-    return write_superblock(b);
+    return b->out.rehearsal ? 0 : write_superblock(b);
 }
 
 const struct ir_visitor builder_visitor = {

@@ -38,6 +38,7 @@ struct block_out {
     uint8_t *piece; /* BUILD_PIECE_BLOCKS, aligned */
     mblock_t piece_at;
     uint32_t piece_len;
+    bool rehearsal;         /* nothing is written */
     struct thin_error *err; /* for words; borrowed */
 };
 
@@ -128,5 +129,11 @@ extern const struct ir_visitor builder_visitor; /* `arg` is the struct builder *
 int builder_init(struct builder *b, struct meta_source *dst,
                  const struct build_override *over, struct thin_error *err);
 void builder_fini(struct builder *b);
+
+/*
+ * After builder_init: everything is judged, and the room on `dst` with it, but nothing
+ * is written. What passes once with an input passes again, but for errors of `dst`.
+ */
+void builder_rehearse(struct builder *b);
 
 #endif

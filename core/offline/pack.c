@@ -271,7 +271,7 @@ unpack_records(struct unpacker *u, struct meta_source *dst, uint64_t nr_blocks,
                uint64_t nr_packed, uint8_t *record, uint8_t *first, const uint8_t *zeros)
 {
     uint32_t crc_of_crcs = CRC32C_INIT;
-    mblock_t at = 1; /* block 0 is kept for the end */
+    mblock_t at = dst ? 1 : 0; /* block 0 is kept for the end */
     uint64_t nr = 0;
 
     for (;;) {
@@ -292,6 +292,10 @@ unpack_records(struct unpacker *u, struct meta_source *dst, uint64_t nr_blocks,
                              "the pack is damaged at its record %" PRIu64, nr);
         crc_of_crcs = crc32c_update(crc_of_crcs, record + 8, 4);
         nr++;
+        if (!dst) {
+            at = b + 1;
+            continue;
+        }
         if (b == SUPERBLOCK_LOCATION) {
             memcpy(first, record + 12, METADATA_BLOCK_SIZE);
             continue;
@@ -307,7 +311,7 @@ unpack_records(struct unpacker *u, struct meta_source *dst, uint64_t nr_blocks,
         return thin_fail(u->err, -THIN_E_CHECKSUM,
                          "the pack is damaged: %" PRIu64 " blocks of %" PRIu64, nr,
                          nr_packed);
-    return fill_gap(dst, &at, nr_blocks, zeros, u->err);
+    return dst ? fill_gap(dst, &at, nr_blocks, zeros, u->err) : 0;
 }
 
 static int
@@ -329,6 +333,9 @@ unpack_all(struct unpacker *u, struct meta_source *dst)
         r = pack_judge_header(header, &nr_blocks, u->err);
     if (r < 0)
         return r;
+    if (!dst)
+        return unpack_records(u, NULL, nr_blocks, load_le64(header + 24), record, first,
+                              zeros);
     if (nr_blocks > dst->nr_blocks)
         return thin_fail(u->err, -THIN_E_NO_METADATA_SPACE,
                          "the pack is of %" PRIu64

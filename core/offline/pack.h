@@ -30,7 +30,8 @@ int pack_device(struct meta_source *src, pack_write_fn *write, void *arg,
 
 /*
  * The other way; blocks that are not in the file become zeros. Block 0 comes last, so
- * that an unfinished device is no pool. -THIN_E_INVALID, -THIN_E_CHECKSUM for a file
+ * that an unfinished device is no pool. `dst` NULL: the whole file is only judged.
+ * -THIN_E_INVALID, -THIN_E_CHECKSUM for a file
  * that is none or is damaged; -THIN_E_NO_METADATA_SPACE if `dst` is too small.
  */
 int unpack_device(pack_read_fn *read, void *arg, struct meta_source *dst,

@@ -239,9 +239,9 @@ tool_check(const struct tool *tool, int argc, char **argv)
             break;
         }
     }
-    path = tool_argument(argc, argv);
-    if (!path)
-        return tool_misused(tool, "No input file provided.");
+    exit_code = tool_argument(tool, argc, argv, "No input file provided.", &path);
+    if (exit_code)
+        return exit_code;
     if ((args.clear_needs_check || args.auto_repair) && args.opts.metadata_snap)
         return tool_misused(tool, "a metadata snapshot cannot be changed");
     if ((args.clear_needs_check || args.auto_repair) &&

@@ -104,9 +104,9 @@ tool_delta(const struct tool *tool, int argc, char **argv)
             break;
         }
     }
-    path = tool_argument(argc, argv);
-    if (!path)
-        return tool_misused(tool, "No input device provided.");
+    exit_code = tool_argument(tool, argc, argv, "No input device provided.", &path);
+    if (exit_code)
+        return exit_code;
     if (!args.have_left)
         return tool_misused(tool, "--snap1 not specified.");
     if (!args.have_right)

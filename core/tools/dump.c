@@ -121,8 +121,8 @@ tool_dump(const struct tool *tool, int argc, char **argv)
     /* The official tool dumps what is live with --repair, whatever else is said. */
     if (tool->as_official && args.live.lenient)
         args.live.metadata_snap = false;
-    path = tool_argument(argc, argv);
-    if (!path)
-        return tool_misused(tool, "No input file provided.");
+    exit_code = tool_argument(tool, argc, argv, "No input file provided.", &path);
+    if (exit_code)
+        return exit_code;
     return dump(tool, &args, path);
 }

@@ -135,9 +135,10 @@ tool_format(const struct tool *tool, int argc, char **argv)
         if (!good)
             return tool_misused(tool, "not a size (as 512, 64k, 10G): '%s'", optarg);
     }
-    args.path = tool_argument(argc, argv);
-    if (!args.path)
-        return tool_misused(tool, "No metadata device provided.");
+    exit_code =
+        tool_argument(tool, argc, argv, "No metadata device provided.", &args.path);
+    if (exit_code)
+        return exit_code;
     if (!args.data_size)
         return tool_misused(tool, "--data-size is needed");
     if (args.block_size % (DATA_BLOCK_SECTORS_MIN * SECTOR_SIZE) ||

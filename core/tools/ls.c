@@ -347,9 +347,9 @@ tool_ls(const struct tool *tool, int argc, char **argv)
             break;
         }
     }
-    path = tool_argument(argc, argv);
-    if (!path)
-        return tool_misused(tool, "No input device provided.");
+    exit_code = tool_argument(tool, argc, argv, "No input device provided.", &path);
+    if (exit_code)
+        return exit_code;
     thin_error_init(&err);
     r = tool_open(path, args.live.metadata_snap ? SOURCE_READ_SHARED : SOURCE_READ, &src,
                   &err);

@@ -44,40 +44,64 @@ pack(const char *input, const char *output, struct thin_error *err)
 
 /* A missing output becomes a file of the right size. */
 static int
-make_output(const char *input, const char *output, struct thin_error *err)
+make_output(int fd, const char *output, struct thin_error *err)
 {
     uint8_t header[PACK_HEADER_BYTES];
-    AUTO_FD int fd = open(input, O_RDONLY | O_CLOEXEC);
     AUTO_FD int made = -1;
     uint64_t nr_blocks;
+    ssize_t n;
     int r;
 
-    if (fd < 0)
-        return thin_fail_code(err, -errno, "open %s", input);
-    if (read(fd, header, sizeof(header)) != (ssize_t)sizeof(header))
-        return thin_fail(err, -THIN_E_INVALID, "%s is no packed metadata", input);
+    if (access(output, F_OK) == 0)
+        return 0;
+    n = pread(fd, header, sizeof(header), 0);
+    if (n < 0 && errno == ESPIPE)
+        return thin_fail(err, -ENOENT, "%s must exist when the pack comes through a pipe",
+                         output);
+    if (n != (ssize_t)sizeof(header))
+        return thin_fail(err, -THIN_E_INVALID, "this is no packed metadata");
     r = pack_judge_header(header, &nr_blocks, err);
-    if (r < 0 || access(output, F_OK) == 0)
+    if (r < 0)
         return r;
     made = open(output, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
-    if (made < 0 || ftruncate(made, (off_t)(nr_blocks * METADATA_BLOCK_SIZE)) < 0)
+    if (made < 0)
         return thin_fail_code(err, -errno, "create %s", output);
-    return 0;
+    if (ftruncate(made, (off_t)(nr_blocks * METADATA_BLOCK_SIZE)) < 0) {
+        r = thin_fail_code(err, -errno, "create %s", output);
+        unlink(output);
+    }
+    return r;
+}
+
+/* What can be read twice is: if something is wrong with it, the output stays as it is. */
+static int
+rehearse(int fd, struct thin_error *err)
+{
+    struct stat st;
+    int r;
+
+    if (fstat(fd, &st) < 0 || !S_ISREG(st.st_mode))
+        return 0;
+    r = unpack_device(read_fd, &fd, NULL, err);
+    if (r >= 0 && lseek(fd, 0, SEEK_SET) < 0)
+        r = thin_fail_code(err, -errno, "read the pack again");
+    return r;
 }
 
 static int
 unpack(const char *input, const char *output, struct thin_error *err)
 {
     struct meta_source *dst = NULL;
-    AUTO_FD int fd = -1;
-    int r = make_output(input, output, err);
+    AUTO_FD int fd = open(input, O_RDONLY | O_CLOEXEC);
+    int r;
 
-    if (r < 0)
-        return r;
-    fd = open(input, O_RDONLY | O_CLOEXEC);
     if (fd < 0)
         return thin_fail_code(err, -errno, "open %s", input);
-    r = tool_open(output, SOURCE_WRITE, &dst, err);
+    r = rehearse(fd, err);
+    if (r >= 0)
+        r = make_output(fd, output, err);
+    if (r >= 0)
+        r = tool_open(output, SOURCE_WRITE, &dst, err);
     if (r >= 0)
         r = unpack_device(read_fd, &fd, dst, err);
     tool_close(dst);

@@ -2,6 +2,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "core/base/cleanup.h"
@@ -24,11 +25,42 @@ pull_file(void *arg, char *buf, size_t room)
 }
 
 static int
+build(const struct restore_args *args, int fd, struct meta_source *dst, bool rehearsal,
+      struct thin_error *err)
+{
+    struct builder b;
+    int r = builder_init(&b, dst, &args->over, err);
+
+    if (rehearsal)
+        builder_rehearse(&b);
+    if (r >= 0)
+        r = xml_read(pull_file, &fd, &builder_visitor, &b, err);
+    builder_fini(&b);
+    return r;
+}
+
+/* What can be read twice is: if something is wrong with it, the output keeps what it has. */
+static int
+rehearse(const struct restore_args *args, int fd, struct meta_source *dst,
+         struct thin_error *err)
+{
+    off_t at = lseek(fd, 0, SEEK_CUR);
+    struct stat st;
+    int r;
+
+    if (at < 0 || fstat(fd, &st) < 0 || !S_ISREG(st.st_mode))
+        return 0;
+    r = build(args, fd, dst, true, err);
+    if (r >= 0 && lseek(fd, at, SEEK_SET) < 0)
+        r = thin_fail_code(err, -errno, "read the XML again");
+    return r;
+}
+
+static int
 restore(const struct restore_args *args, struct thin_error *err)
 {
     AUTO_FD int fd = -1;
     struct meta_source *dst = NULL;
-    struct builder b;
     int r;
 
     fd = strcmp(args->input, "-") == 0 ? dup(STDIN_FILENO)
@@ -42,10 +74,9 @@ restore(const struct restore_args *args, struct thin_error *err)
                                "the output must be a block device or an existing "
                                "file that is large enough")
                    : r;
-    r = builder_init(&b, dst, &args->over, err);
+    r = rehearse(args, fd, dst, err);
     if (r >= 0)
-        r = xml_read(pull_file, &fd, &builder_visitor, &b, err);
-    builder_fini(&b);
+        r = build(args, fd, dst, false, err);
     tool_close(dst);
     tool_progress_end();
     return r < 0 ? thin_wrap(err, r, "restore %s", args->input) : 0;

@@ -98,9 +98,9 @@ tool_rmap(const struct tool *tool, int argc, char **argv)
             return tool_misused(tool, "%s", why);
         nr++;
     }
-    path = tool_argument(argc, argv);
-    if (!path)
-        return tool_misused(tool, "No input device provided.");
+    exit_code = tool_argument(tool, argc, argv, "No input device provided.", &path);
+    if (exit_code)
+        return exit_code;
     if (!nr)
         return tool_misused(tool, "No regions provided.");
     thin_error_init(&err);

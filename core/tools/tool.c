@@ -94,10 +94,16 @@ tool_common_option(const struct tool *tool, int opt, int *ret_exit)
     }
 }
 
-const char *
-tool_argument(int argc, char **argv)
+int
+tool_argument(const struct tool *tool, int argc, char **argv, const char *missing,
+              const char **ret)
 {
-    return optind == argc - 1 ? argv[optind] : NULL;
+    if (optind == argc)
+        return tool_misused(tool, "%s", missing);
+    if (optind < argc - 1)
+        return tool_misused(tool, "unexpected argument '%s'", argv[optind + 1]);
+    *ret = argv[optind];
+    return 0;
 }
 
 bool

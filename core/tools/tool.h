@@ -76,8 +76,10 @@ extern int tool_takeover;
 #define TOOL_USAGE_TAKEOVER \
     "      --force-takeover           also if another machine served the pool last\n"
 
-/* The one argument that is left, or NULL. */
-const char *tool_argument(int argc, char **argv);
+/* The one argument that is left. 0, or the exit code: `missing` or what is too much has
+   been said. */
+int tool_argument(const struct tool *tool, int argc, char **argv, const char *missing,
+                  const char **ret);
 
 /* A number in decimal, all of the text. */
 bool tool_number(const char *text, uint64_t *ret);

@@ -335,6 +335,44 @@ must_fail 1 "thin metadata" thinmeta dump "$BUILD/thinmeta"
 must_fail 1 "neither" thinmeta check /dev/null
 must_fail 1 "line 1" thinmeta restore -i "$BUILD/thinmeta" -o "$W/f.img"
 
+echo "a bad input costs the output nothing"
+cp "$m" "$W/kept.img"
+thinmeta dump "$m" >"$W/whole.xml"
+head -c "$(($(stat -c %s "$W/whole.xml") / 2))" "$W/whole.xml" >"$W/half.xml"
+sed 's/nr_data_blocks="[0-9]*"/nr_data_blocks="3"/' "$W/whole.xml" >"$W/narrow.xml"
+must_fail 1 "half.xml: line" thinmeta restore -i "$W/half.xml" -o "$W/kept.img"
+must_fail 1 "narrow.xml" thinmeta restore -i "$W/narrow.xml" -o "$W/kept.img"
+python3 - >"$W/much.xml" <<'END'
+print('<superblock uuid="" time="0" transaction="1" flags="0" version="2" data_block_size="128" nr_data_blocks="9000">')
+print('<device dev_id="1" mapped_blocks="9000" transaction="0" creation_time="0" snap_time="0">')
+for i in range(9000):
+    print(f'<single_mapping origin_block="{2 * i}" data_block="{i}" time="0"/>')
+print('</device></superblock>')
+END
+blank "$W/small.img" 96k
+thinmeta format --data-size 1M "$W/small.img"
+cp "$W/small.img" "$W/small.before"
+must_fail 1 "too small" thinmeta restore -i "$W/much.xml" -o "$W/small.img"
+cmp "$W/small.img" "$W/small.before" || fail "a restore that has no room changed the output"
+thinmeta pack -i "$m" -o "$W/pack"
+python3 -c "
+d = bytearray(open('$W/pack', 'rb').read())
+d[len(d) // 2] ^= 1
+open('$W/bent.pack', 'wb').write(d)
+open('$W/short.pack', 'wb').write(d[:len(d) // 3])"
+for pack in bent short; do
+	must_fail 1 "$pack.pack: the pack" thinmeta unpack -i "$W/$pack.pack" -o "$W/kept.img"
+	must_fail 1 "$pack.pack: the pack" thinmeta unpack -i "$W/$pack.pack" -o "$W/never.img"
+	[ ! -e "$W/never.img" ] || fail "an unpack that failed left its output"
+done
+cmp "$m" "$W/kept.img" || fail "a bad input changed the output"
+unpack_pipe() {
+	cat "$W/pack" | thinmeta unpack -i /dev/stdin -o "$1"
+}
+must_fail 1 "must exist" unpack_pipe "$W/never.img"
+unpack_pipe "$W/kept.img"
+thinmeta dump "$W/kept.img" | cmp - "$W/whole.xml" || fail "a pack through a pipe"
+
 echo "the library's example"
 cc -std=c11 -Wall -Werror "${sanitizer_flags[@]}" -I"$SRC/core/offline" -o "$W/list" "$SRC/tests/examples/list-volumes.c" \
 	-L"$BUILD" -lthinmeta -Wl,-rpath,"$BUILD"

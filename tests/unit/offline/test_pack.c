@@ -153,11 +153,17 @@ START_TEST(damaged_pack)
         struct bytes part = {.at = pack.at, .len = at};
 
         ck_assert_int_lt(unpack_device(bytes_read, &part, dst, &err), 0);
+        part.read = 0;
+        ck_assert_int_lt(unpack_device(bytes_read, &part, NULL, &err), 0);
         pack.at[at] ^= 4;
         pack.read = 0;
         ck_assert_int_lt(unpack_device(bytes_read, &pack, dst, &err), 0);
+        pack.read = 0;
+        ck_assert_int_lt(unpack_device(bytes_read, &pack, NULL, &err), 0);
         pack.at[at] ^= 4;
     }
+    pack.read = 0;
+    ck_assert_int_eq(unpack_device(bytes_read, &pack, NULL, &err), 0);
     pack.read = 0;
     ck_assert_int_eq(unpack_device(bytes_read, &pack, dst, &err), 0);
     ck_assert_mem_eq(to.mem.bytes, image, METADATA_BLOCK_SIZE);
