@@ -99,19 +99,6 @@ reply_sent(struct request *rq)
     finish(rq);
 }
 
-/* Keeps a small reply for a repeated request; a big one must be made again. */
-static void
-keep_reply(struct request *rq, const uint8_t *bytes, size_t len)
-{
-    struct session_slot *slot = &rq->session->slots[rq->slot];
-
-    slot->running = NULL;
-    if (rq->repeatable)
-        session_slot_clear(slot);
-    else
-        session_slot_keep(slot, bytes, len);
-}
-
 static void
 set_reply_head(const struct request *rq, Thin__Reply *reply, Thin__Message *message)
 {
@@ -121,15 +108,58 @@ set_reply_head(const struct request *rq, Thin__Reply *reply, Thin__Message *mess
     message->reply = reply;
 }
 
+/* Success cannot be said to one who has not got all the pieces before. */
+static void
+make_lost_reply(const struct request *rq, Thin__Reply *reply)
+{
+    thin__reply__init(reply);
+    reply->code = rq->repeatable ? -THIN_E_DISCONNECTED : -THIN_E_UNKNOWN_OUTCOME;
+    reply->text =
+        (char
+             *)(uintptr_t)(rq->repeatable
+                               ? "a part of the answer was lost with its connection; ask again"
+                               : "it was done, but its answer was lost with the connection");
+}
+
+/* Keeps a small reply for a repeated request; a big one must be made again. Pieces are
+   not kept: of an answer that had some it is told that they are lost. */
+static void
+keep_reply(struct request *rq, const Thin__Reply *reply, const uint8_t *bytes, size_t len)
+{
+    struct session_slot *slot = &rq->session->slots[rq->slot];
+    Thin__Message message = THIN__MESSAGE__INIT;
+    Thin__Reply lost;
+    uint8_t frame[SESSION_KEPT_REPLY_MAX];
+
+    slot->running = NULL;
+    if (rq->repeatable) {
+        session_slot_clear(slot);
+    } else if (rq->in_pieces && reply->code == 0) {
+        make_lost_reply(rq, &lost);
+        set_reply_head(rq, &lost, &message);
+        len = FRAME_PREFIX_BYTES + message_encoded_bytes(&message);
+        message_encode(&message, 0, frame);
+        session_slot_keep(slot, frame, len);
+    } else {
+        session_slot_keep(slot, bytes, len);
+    }
+}
+
 static void
 send_reply(struct request *rq, Thin__Reply *reply, const struct iovec *iov,
            unsigned nr_iov)
 {
     Thin__Message message = THIN__MESSAGE__INIT;
+    Thin__Reply lost;
     uint64_t payload = 0;
     uint8_t *memory = rq->reply;
     size_t bytes;
 
+    if (rq->pieces_lost && reply->code == 0) {
+        make_lost_reply(rq, &lost);
+        reply = &lost;
+        nr_iov = 0;
+    }
     set_reply_head(rq, reply, &message);
     for (unsigned i = 0; i < nr_iov; i++)
         payload += iov[i].iov_len;
@@ -145,7 +175,7 @@ send_reply(struct request *rq, Thin__Reply *reply, const struct iovec *iov,
     }
     message_encode(&message, (uint32_t)payload, memory);
     if (rq->slot)
-        keep_reply(rq, memory, bytes);
+        keep_reply(rq, reply, memory, bytes);
     if (!rq->conn) {
         if (memory != rq->reply)
             free(memory);
@@ -193,6 +223,7 @@ request_reply_more(struct request *rq, Thin__Reply *reply, const void *payload,
     uint8_t *memory;
     size_t bytes;
 
+    rq->in_pieces = true;
     if (!rq->conn)
         return;
     reply->more = true;
@@ -432,6 +463,7 @@ judge_slot(struct conn *conn, uint32_t slot_nr, uint64_t seq, bool *ret_again,
     }
     if (slot->running) {
         slot->running->conn = conn;
+        slot->running->pieces_lost = slot->running->in_pieces;
         return 1;
     }
     if (slot->kept) {

@@ -23,9 +23,11 @@ struct request {
     uint64_t seq;
     Thin__Request__BodyCase kind;
     uint64_t credit_bytes;
-    bool repeatable; /* changes nothing: carried out again rather than kept */
-    bool receiving;  /* its payload is not whole yet */
-    bool cancelled;  /* the client has lost interest */
+    bool repeatable;  /* changes nothing: carried out again rather than kept */
+    bool receiving;   /* its payload is not whole yet */
+    bool in_pieces;   /* a piece of the answer has gone out, or had nowhere to go */
+    bool pieces_lost; /* the receiver is another one since: it lacks what went before */
+    bool cancelled;   /* the client has lost interest */
     /* Called once when the peer has taken what was queued for it, or is gone. */
     void (*room)(struct request *rq);
 
@@ -58,7 +60,8 @@ struct request {
 void request_reply_code(struct request *rq, int code, const struct thin_error *err);
 /* With a body set in `reply` (slot, seq are filled in); borrowed for the call. */
 void request_reply(struct request *rq, Thin__Reply *reply);
-/* One of several; more follow. `payload` is copied. */
+/* One of several; more follow. `payload` is copied. A receiver that changed in between is
+   told in the end that its answer is not whole, never that all is well. */
 void request_reply_more(struct request *rq, Thin__Reply *reply, const void *payload,
                         size_t payload_bytes);
 /* The reply of a data request: the payload is what `piece` holds in `iov`s. */

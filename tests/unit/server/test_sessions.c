@@ -153,6 +153,33 @@ START_TEST(write_cut_in_its_payload_is_begun_anew_after_a_resume)
 }
 END_TEST
 
+/* The pieces went to a connection that is gone: success over nothing would be a lie. */
+START_TEST(answer_whose_pieces_were_lost_is_no_success)
+{
+    struct peer *p = peer_connect(), *q;
+    Thin__Request rq = THIN__REQUEST__INIT;
+    Thin__PoolHandover body = THIN__POOL_HANDOVER__INIT;
+
+    rig_make_pool(p, "a");
+    body.name = S("a");
+    rq.slot = 5;
+    rq.seq = 1;
+    rq.body_case = THIN__REQUEST__BODY_POOL_HANDOVER;
+    rq.pool_handover = &body;
+    ck_assert(peer_send(p, &rq, NULL, 0));
+    while (peer_reply(p)->more)
+        ck_assert_uint_gt(p->payload_bytes, 0);
+    ck_assert_int_eq(p->reply->code, 0);
+    q = resume(p);
+    ck_assert(q->resumed);
+    ck_assert(peer_send(q, &rq, NULL, 0));
+    ck_assert_int_eq(peer_reply(q)->code, -THIN_E_UNKNOWN_OUTCOME);
+    ck_assert(!q->reply->more);
+    peer_hang_up(p);
+    peer_hang_up(q);
+}
+END_TEST
+
 START_TEST(data_connection_joins_with_the_token)
 {
     struct peer *p = peer_connect(), *d = peer_dial();
@@ -416,6 +443,7 @@ add(TCase *tcase)
     tcase_add_test(tcase, question_is_asked_again_rather_than_kept);
     tcase_add_test(tcase, lost_session_is_resumed_with_its_volumes);
     tcase_add_test(tcase, write_cut_in_its_payload_is_begun_anew_after_a_resume);
+    tcase_add_test(tcase, answer_whose_pieces_were_lost_is_no_success);
     tcase_add_test(tcase, data_connection_joins_with_the_token);
     tcase_add_test(tcase, too_many_connections_of_a_session_are_refused);
     tcase_add_test(tcase, volume_stays_attached_for_the_lease_and_is_free_after_it);
