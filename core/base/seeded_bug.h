@@ -37,7 +37,10 @@
     X(ORIGIN_SHOWS, "a discard unmaps blocks that an external origin stands behind")     \
     X(ORIGIN_FORGOTTEN, "a block's first write takes nothing from the external origin")  \
     X(CLEAN_KEPT, "a pool in use still says that it was closed in good order")           \
-    X(STABLE_TOO_EARLY, "a write that ends during a roll-back counts as stable")
+    X(STABLE_TOO_EARLY, "a write that ends during a roll-back counts as stable")         \
+    X(CHECKSUM_IGNORED, "a metadata block is believed whatever its checksum")            \
+    X(DAMAGED_GIVEN_OUT, "blocks whose counts are damaged are handed out")               \
+    X(DAMAGE_UNMARKED, "counts left wrong by damage ask for no check")
 
 enum seeded_bug {
     SEEDED_NONE,

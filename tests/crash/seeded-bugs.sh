@@ -8,6 +8,8 @@
 # to such a case once in ten thousand seeds.
 RULE_BUGS="EARLY_REUSE REUSE_IN_CUT REUSE_WHILE_READ REUSE_IN_PASSDOWN PASSDOWN_EARLY REUSE_PINNED NOT_SETTLED"
 ONLY_RULES="REUSE_PINNED NOT_SETTLED"
+# DAMAGE: the program in which metadata goes bad; it is the one to find DAMAGE_BUGS.
+DAMAGE_BUGS="CHECKSUM_IGNORED DAMAGED_GIVEN_OUT DAMAGE_UNMARKED"
 SEEDS_MAX=${SEEDS_MAX:-1500}
 program=$1
 shift
@@ -19,6 +21,11 @@ missed=0 found=0
 
 if ! SEEDS=40 TWICE=0 CRASHES=1000000 "$program" >"$out" 2>&1; then
 	echo "without a bug the simulation fails:"
+	cat "$out"
+	exit 1
+fi
+if [ -n "${DAMAGE:-}" ] && ! SEEDS=40 "$DAMAGE" >"$out" 2>&1; then
+	echo "without a bug the simulation of damage fails:"
 	cat "$out"
 	exit 1
 fi
@@ -57,9 +64,11 @@ while read -r name words; do
 		continue
 		;;
 	esac
+	by=$program
+	case " $DAMAGE_BUGS " in *" $name "*) by=${DAMAGE:-$program} ;; esac
 	rc=0
-	THIN_SEEDED_BUG=$name SEEDS=$SEEDS_MAX TWICE=0 CRASHES=1000000 \
-		timeout 300 "$program" >"$out" 2>&1 || rc=$?
+	THIN_SEEDED_BUG=$name SEEDS=$SEEDS_MAX TWICE=0 CRASHES=1000000 DAMAGES=1000000 \
+		timeout 300 "$by" >"$out" 2>&1 || rc=$?
 	if [ $rc = 0 ] || [ $rc = 124 ]; then # out of time is not found
 		missed=$((missed + 1))
 		echo "FAILED $name: NOT FOUND in $SEEDS_MAX seeds, exit $rc: $words"
