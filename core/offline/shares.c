@@ -15,22 +15,36 @@ struct sharing {
     struct counts data;
     struct device_shares *shares;
     uint64_t nr_data;
+    bool any; /* data block that is mapped more than once */
 };
 
 static int
 count_leaf(void *arg, struct walk_node *node, const uint8_t *data)
 {
     struct sharing *s = arg;
-    bool many = node->flags & WALK_MANY;
+    bool many = node->flags & WALK_MANY, any = many;
+    /* Neighbours are mapped to neighbours: the chunk of counts is looked up rarely. */
+    struct count_chunk *chunk = NULL;
+    uint64_t begin = 0;
 
     for (uint32_t i = 0, nr = node_nr_entries(data); i < nr; i++) {
         dblock_t b = mapping_block(node_value64(data, i));
+        uint8_t *low;
 
         if (b >= s->nr_data)
             return -THIN_E_BAD_BLOCK;
-        if (counts_inc(&s->data, b) < 0 || (many && counts_inc(&s->data, b) < 0))
-            return -ENOMEM;
+        if (!chunk || b - begin >= BITMAP_ENTRIES) {
+            begin = b - b % BITMAP_ENTRIES;
+            chunk = counts_touch(&s->data, b / BITMAP_ENTRIES);
+            if (!chunk)
+                return -ENOMEM;
+        }
+        /* Only 1 is told from more. */
+        low = &chunk->low[b - begin];
+        any |= *low != 0;
+        *low = *low || many ? 2 : 1;
     }
+    s->any |= any;
     return 0;
 }
 
@@ -46,7 +60,8 @@ exclusive_leaf(void *arg, size_t index, const uint8_t *data, int code)
     struct second *second = arg;
     struct sharing *s = second->s;
     const struct walk_node *node = &s->walk.nodes[second->records[index]];
-    uint64_t exclusive = 0;
+    const struct count_chunk *chunk = NULL;
+    uint64_t exclusive = 0, begin = 0;
 
     /* Read and judged a moment ago; what has changed since is told, not trusted. */
     if (!data)
@@ -56,7 +71,13 @@ exclusive_leaf(void *arg, size_t index, const uint8_t *data, int code)
     for (uint32_t i = 0, nr = node_nr_entries(data); i < nr; i++) {
         dblock_t b = mapping_block(node_value64(data, i));
 
-        exclusive += b < s->nr_data && counts_get(&s->data, b) == 1;
+        if (b >= s->nr_data)
+            continue;
+        if (!chunk || b - begin >= BITMAP_ENTRIES) {
+            begin = b - b % BITMAP_ENTRIES;
+            chunk = s->data.chunk[b / BITMAP_ENTRIES];
+        }
+        exclusive += chunk && chunk->low[b - begin] == 1;
     }
     s->shares[node->owner].exclusive += exclusive;
     return 0;
@@ -143,10 +164,13 @@ count_all(struct sharing *s)
         r = -THIN_E_BAD_BLOCK;
     if (r >= 0)
         r = walk_sum(&s->walk, WALK_MAPPING);
-    if (r >= 0)
+    /* Where nothing is shared no leaf has to be looked at again. */
+    if (r >= 0 && s->any)
         r = add_exclusive(s);
     for (size_t i = 0; i < pool->nr_devices && r >= 0; i++) {
         s->shares[i].mapped = walk_find(&s->walk, pool->devices[i].root)->total;
+        if (!s->any)
+            s->shares[i].exclusive = s->shares[i].mapped;
         r = find_highest(s, pool->devices[i].root, &s->shares[i]);
     }
     return r;
