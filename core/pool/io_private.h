@@ -407,8 +407,13 @@ struct pool_internals {
 
 /* One device of an external origin has closed. */
 void pool_origin_closed(struct pool *pool);
-/* Something ended: a close or a roll-back may go on. */
+/* Something ended: a close or a roll-back may go on (pool_idle_run, the idle_task). */
 void pool_check_idle(struct pool *pool);
+void pool_idle_run(struct thin_task *task);
+/* Everything but the devices goes at once; the last answer follows when they are closed. */
+void pool_dismantle(struct pool *pool);
+/* Settings that contradict one another are put right. */
+void pool_config_mend(struct pool_config *config);
 int io_create(struct pool *pool);
 void io_destroy(struct pool *pool);
 /* Requests that waited for an object or for the end of a roll-back. */
