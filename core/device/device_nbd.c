@@ -183,6 +183,7 @@ lose_connections(struct nbd_device *n, const char *words)
             "it is opened anew device=%s reason=\"%s\"",
             quote_name(n, name, sizeof(name)), words);
         nbd_request_abort(n, -THIN_E_LOST);
+        nbd_renew_failed(n, -THIN_E_LOST);
         return;
     }
     if (thin_log_allowed(&n->link_log, loop_now_ns(n->base.loop) / NS_PER_MS, &dropped))
@@ -232,6 +233,7 @@ nbd_service(struct nbd_device *n)
 {
     do {
         take_in(n);
+        nbd_renew_step(n);
         nbd_request_pump(n);
         for (unsigned i = 0; i < n->nr_links; i++)
             if (n->links[i].state == NBD_LINK_UP)
@@ -281,6 +283,7 @@ open_again(struct nbd_device *n, const struct nbd_export_info *info)
     if (thin_log_allowed(&n->link_log, loop_now_ns(n->base.loop) / NS_PER_MS, &dropped))
         log_notice("connected again device=%s not_shown=%u",
                    quote_name(n, name, sizeof(name)), dropped);
+    nbd_renew_connected(n);
 }
 
 static void
@@ -303,6 +306,7 @@ give_up(struct nbd_device *n, const struct thin_error *err, int r)
     for (unsigned i = 0; i < n->nr_links; i++)
         nbd_link_drop(&n->links[i], false);
     nbd_request_abort(n, -THIN_E_LOST);
+    nbd_renew_failed(n, -THIN_E_LOST);
 }
 
 void
@@ -318,6 +322,14 @@ nbd_link_is_up(struct nbd_link *link)
     r = read_info(link->handle, n->wants_read_only, &info, &data_end, &err);
     if (r == 0)
         r = judge_info(n, &info, &err);
+    if (link == &n->look) {
+        if (r < 0)
+            nbd_link_refused(link, &err, r);
+        else
+            nbd_renew_looked(n, &info);
+        nbd_service(n);
+        return;
+    }
     if (n->opening && r < 0) {
         n->open_error = err;
         finish_open(n, r);
@@ -351,8 +363,13 @@ void
 nbd_link_refused(struct nbd_link *link, const struct thin_error *err, int code)
 {
     struct nbd_device *n = link->n;
+    char name[300];
 
-    if (n->opening) {
+    if (link == &n->look) {
+        log_warning("the export cannot be looked at again device=%s reason=\"%s\"",
+                    quote_name(n, name, sizeof(name)), thin_error_text(err, code));
+        nbd_renew_failed(n, code);
+    } else if (n->opening) {
         n->open_error = *err;
         finish_open(n, code);
     } else {
@@ -372,6 +389,14 @@ nbd_link_failed(struct nbd_link *link, int code, const char *words)
         finish_open(n, code);
         return;
     }
+    if (link == &n->look) {
+        log_warning("the export cannot be looked at again device=%s reason=\"%s\"",
+                    quote_name(n, name, sizeof(name)), words);
+        nbd_renew_failed(n, code);
+        return;
+    }
+    if (link == &n->links[0])
+        nbd_renew_failed(n, code);
     if (thin_log_allowed(&n->link_log, loop_now_ns(n->base.loop) / NS_PER_MS, &dropped))
         log_warning("cannot connect, trying again device=%s reason=\"%s\" not_shown=%u",
                     quote_name(n, name, sizeof(name)), words, dropped);
@@ -387,6 +412,7 @@ nbd_free(struct nbd_device *n)
 
     for (unsigned i = 0; i < DEVICE_NBD_CONNECTIONS_MAX; i++)
         nbd_link_drop(&n->links[i], true);
+    nbd_link_drop(&n->look, true);
     loop_timer_cancel(loop, &n->tick);
     loop_timer_cancel(loop, &n->open_timer);
     loop_defer_cancel(loop, &n->start_task);
@@ -497,7 +523,9 @@ init(struct nbd_device *n, const struct device_nbd_params *params)
     n->nr_links = params->connections ? params->connections : 1;
     for (unsigned i = 0; i < DEVICE_NBD_CONNECTIONS_MAX; i++)
         nbd_link_init(&n->links[i], n);
+    nbd_link_init(&n->look, n);
     TAILQ_INIT(&n->queue);
+    TAILQ_INIT(&n->growing);
     n->tick.fire = tick_fire;
     n->open_timer.fire = open_timer_fire;
     n->start_task.run = start_run;

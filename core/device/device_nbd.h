@@ -16,8 +16,10 @@
  * A FLUSH or FUA write that the server fails makes each later one fail too, until the
  * device is opened anew. FUA is a write and a flush where the server does not know it.
  *
- * GROW only takes notice: 0 up to what the server had at the last connect, beyond it
- * -THIN_E_UNSUPPORTED. ALLOCATE is -THIN_E_UNSUPPORTED.
+ * GROW only takes notice: 0 up to what the server has. Beyond what it had at the last
+ * connect a connection of its own looks anew, and if the export is larger, all others are
+ * made anew, after a flush; requests wait meanwhile. -THIN_E_UNSUPPORTED if the export is
+ * smaller than that, other codes if nobody answers. ALLOCATE is -THIN_E_UNSUPPORTED.
  *
  * Everything on the loop. One short-lived thread for each attempt to connect, since
  * looking up a name waits. libnbd allocates some 200 bytes for each command.

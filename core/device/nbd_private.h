@@ -4,6 +4,7 @@
  *   device_nbd.c   open, close; what a lost connection means; limits in time
  *   nbd_request.c  a request's pieces: cut, bounced, sent as commands, put together
  *   nbd_link.c     one connection: name looked up on a thread, handshake, ready, dropped
+ *   nbd_renew.c    GROW: a fresh look at the export
  *
  * A request stands in `queue` while something of it is to be sent. It is cut into pieces,
  * each a command on one connection; when none is outstanding, the rest is queued, or the
@@ -129,6 +130,16 @@ struct nbd_link {
     char words[NBD_WORDS_MAX]; /* why it is dead */
 };
 
+/* Of nbd_renew.c, in order. */
+enum nbd_renewal {
+    NBD_RENEW_NO,
+    NBD_RENEW_LOOKING,
+    NBD_RENEW_DRAINING,
+    NBD_RENEW_FLUSHING,
+    NBD_RENEW_FLUSHED,
+    NBD_RENEW_CONNECTING
+};
+
 struct nbd_device {
     struct device base;
     char *uri;
@@ -156,6 +167,11 @@ struct nbd_device {
     uint64_t written, flushed;
     unsigned writes_in_flight;
     int sync_error; /* a failed FLUSH or FUA: for ever */
+
+    enum nbd_renewal renewal;
+    struct device_io_list growing; /* GROW that wait for it */
+    struct device_io renew_io;     /* the flush before connections are made anew */
+    struct nbd_link look;
 
     struct thin_timer tick;
     struct thin_task start_task, opened_task, resized_task;
@@ -193,6 +209,22 @@ void nbd_request_collect(struct nbd_link *link);
 void nbd_request_abort(struct nbd_device *n, int code);
 /* Ends what is queued and was submitted at or before `since_ns`. */
 void nbd_request_expire(struct nbd_device *n, uint64_t since_ns, int code);
+
+/* A request of the device's own goes before all others; taken back, if it is queued. */
+void nbd_request_first(struct nbd_device *n, struct device_io *io);
+void nbd_request_unqueue(struct nbd_device *n, struct device_io *io);
+
+/* ---- nbd_renew.c ---------------------------------------------------------------------- */
+
+void nbd_renew_submit(struct nbd_device *n, struct device_io *io);
+/* The look shows this; or there is none, or the connections do not come back. */
+void nbd_renew_looked(struct nbd_device *n, const struct nbd_export_info *info);
+void nbd_renew_failed(struct nbd_device *n, int code);
+/* The first connection is up, with n->info. */
+void nbd_renew_connected(struct nbd_device *n);
+void nbd_renew_flushed(struct nbd_device *n, int result);
+/* Part of nbd_service. */
+void nbd_renew_step(struct nbd_device *n);
 
 /* ---- nbd_link.c ---------------------------------------------------------------------- */
 

@@ -35,9 +35,28 @@ dequeue(struct nbd_device *n, struct device_io *io)
     TAILQ_REMOVE(&n->queue, io, link);
 }
 
+void
+nbd_request_first(struct nbd_device *n, struct device_io *io)
+{
+    io->driver_u32 = NBD_IO_QUEUED;
+    io->driver_u64[NBD_IO_SINCE] = loop_now_ns(n->base.loop);
+    TAILQ_INSERT_HEAD(&n->queue, io, link);
+}
+
+void
+nbd_request_unqueue(struct nbd_device *n, struct device_io *io)
+{
+    if (io->driver_u32 & NBD_IO_QUEUED)
+        dequeue(n, io);
+}
+
 static void
 finish(struct nbd_device *n, struct device_io *io, int result)
 {
+    if (io == &n->renew_io) {
+        nbd_renew_flushed(n, result);
+        return;
+    }
     device_log_trouble(&n->base, io, result, &n->io_log);
     device_finish(&n->base, io, result);
 }
@@ -374,6 +393,9 @@ nbd_request_pump(struct nbd_device *n)
     while ((io = TAILQ_FIRST(&n->queue))) {
         bool alone = goes_alone(io);
 
+        if (n->renewal > NBD_RENEW_LOOKING && io != &n->renew_io)
+            return; /* on the connections to come */
+
         while (io->result == 0 && !all_sent(io)) {
             if (!send_piece(n, io))
                 return;
@@ -542,8 +564,7 @@ ends_at_once(struct nbd_device *n, struct device_io *io, int *ret_result)
     }
     switch (io->op) {
     case DEVICE_GROW:
-        *ret_result = io->offset <= n->info.size ? 0 : -THIN_E_UNSUPPORTED;
-        return true;
+        return io->offset <= n->info.size;
     case DEVICE_ALLOCATE:
         *ret_result = -THIN_E_UNSUPPORTED;
         return true;
@@ -576,6 +597,8 @@ nbd_request_submit(struct nbd_device *n, struct device_io *io)
     io->result = 0;
     if (ends_at_once(n, io, &r))
         finish(n, io, r);
+    else if (io->op == DEVICE_GROW)
+        nbd_renew_submit(n, io);
     else
         enqueue(n, io);
 }

@@ -93,7 +93,7 @@ grow_failed(struct grow *grow, const struct device *dev, int result)
 
     thin_error_init(&err);
     /* What cannot grow by itself was asked all the same: it may have been enlarged. */
-    if (dev->limits.grows)
+    if (dev->limits.grows || (result != -THIN_E_RANGE && result != -THIN_E_UNSUPPORTED))
         thin_fail_code(&err, result, "enlarge %s", dev->name);
     else
         result = thin_fail(&err, -THIN_E_INVALID,
@@ -118,9 +118,11 @@ static void
 metadata_allocated(struct device_io *io, int result)
 {
     struct grow *grow = container_of(io, struct grow, io);
+    struct device *dev = grow->job->pool->metadata_dev;
 
-    if (result < 0)
-        grow_failed(grow, grow->job->pool->metadata_dev, result);
+    /* What was enlarged by others has its place from them. */
+    if (result < 0 && (dev->limits.grows || result != -THIN_E_UNSUPPORTED))
+        grow_failed(grow, dev, result);
     else
         grow_end(grow, 0, NULL);
 }

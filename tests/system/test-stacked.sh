@@ -110,6 +110,23 @@ assert h.pread(32 << 20, 64 << 20) == data
 	for p in $a $b $c; do wait "$p" || fail "load on stacked pools"; done
 done
 
+echo "exports that grow under a pool that serves"
+load top "$(uri top/vol)" 8 &
+a=$!
+load mid "$(uri mid/side)" 8 &
+b=$!
+must_fail 1 "has fewer than" thincli pool grow mid --data 800M
+thincli volume resize low/data 800M
+thincli volume resize low/meta 20M
+thincli pool grow mid --data 800M --metadata 20M
+same "$(thincli --json pool show mid | field "'%(data_size)d %(metadata_size)d' % d['pools'][0]")" "$((800 << 20)) $((20 << 20))"
+thincli volume resize mid/data 600M
+thincli pool grow top --data 600M
+must_fail 1 "has fewer than" thincli pool grow top --data 601M
+for p in $a $b; do wait "$p" || fail "load on pools that grow"; done
+nbdsh -u "$(uri mid/side)" -c 'assert h.pread(4096, 0) is not None'
+thincli pool check mid >/dev/null
+
 must_fail 1 "NBD export" thincli pool handover mid
 thincli pool dump mid >"$W/dump.mid" # read over a connection of its own
 grep_q '^</superblock>' "$W/dump.mid" || fail "the dump of a pool on an export"

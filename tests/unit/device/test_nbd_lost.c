@@ -458,6 +458,127 @@ START_TEST(a_server_that_talks_nonsense_is_not_asked_for_ever)
 }
 END_TEST
 
+/* ---- an export that grows --------------------------------------------------------------------- */
+
+static void
+set_file_size(uint64_t size)
+{
+    char path[160];
+
+    snprintf(path, sizeof(path), "%s/disk", server.dir);
+    ck_assert_int_eq(truncate(path, (off_t)size), 0);
+}
+
+static void
+check_grown_export(unsigned connections, unsigned flushed)
+{
+    static struct request before[40], after[40], grow, again;
+
+    setup();
+    make_file();
+    params.connections = connections;
+    serve(file_args);
+    ck_assert_int_eq(device_grow_wait(dev, 2 * MIB), -THIN_E_UNSUPPORTED);
+    ck_assert_uint_eq(dev->size, MIB);
+    set_file_size(3 * MIB);
+    ck_assert_int_eq(device_write_wait(dev, 0, a, 4096, 0), 0);
+    if (flushed)
+        ck_assert_int_eq(device_flush_wait(dev), 0);
+    for (unsigned i = 0; i < 40; i++)
+        start(&before[i], i % 4 == 3 ? DEVICE_FLUSH : DEVICE_WRITE, (i + 1) * 4096, a + i,
+              i % 4 == 3 ? 0 : 4096);
+    start(&grow, DEVICE_GROW, 2 * MIB, NULL, 0);
+    start(&again, DEVICE_GROW, 3 * MIB, NULL, 0);
+    for (unsigned i = 0; i < 40; i++)
+        start(&after[i], DEVICE_WRITE, (i + 60) * 4096, a + i, 4096);
+    ck_assert_int_eq(wait_for(&grow), 0);
+    ck_assert_int_eq(wait_for(&again), 0);
+    ck_assert_uint_eq(dev->size, 3 * MIB);
+    for (unsigned i = 0; i < 40; i++) {
+        ck_assert_int_eq(wait_for(&before[i]), 0);
+        ck_assert_int_eq(wait_for(&after[i]), 0);
+    }
+    ck_assert_int_eq(device_write_wait(dev, 2 * MIB, a, MIB, DEVICE_FUA), 0);
+    ck_assert_int_eq(device_read_wait(dev, 2 * MIB, b, MIB), 0);
+    ck_assert_mem_eq(a, b, MIB);
+    for (unsigned i = 0; i < 40; i++) {
+        if (i % 4 != 3) {
+            ck_assert_int_eq(device_read_wait(dev, (i + 1) * 4096, b, 4096), 0);
+            ck_assert_mem_eq(a + i, b, 4096);
+        }
+        ck_assert_int_eq(device_read_wait(dev, (i + 60) * 4096, b, 4096), 0);
+        ck_assert_mem_eq(a + i, b, 4096);
+    }
+    ck_assert_int_eq(device_grow_wait(dev, 4 * MIB), -THIN_E_UNSUPPORTED);
+    ck_assert(!dev->lost);
+    teardown();
+}
+
+START_TEST(a_grown_export_is_seen_while_it_is_used)
+{
+    for (unsigned flushed = 0; flushed < 2; flushed++) {
+        check_grown_export(1, flushed);
+        check_grown_export(3, flushed);
+    }
+}
+END_TEST
+
+/* A server that is not there, then one that does not greet: told, and in time. */
+START_TEST(a_look_that_does_not_come_about_harms_nobody)
+{
+    struct request q;
+    int fd;
+
+    setup();
+    make_file();
+    params.connect_timeout_ms = 300;
+    serve(file_args);
+    ck_assert_int_eq(device_write_wait(dev, 0, a, 4096, DEVICE_FUA), 0);
+    ck_assert_int_eq(unlink(server.socket), 0);
+    ck_assert_int_eq(device_grow_wait(dev, 2 * MIB), -ENOENT);
+    fd = listen_at(server.socket);
+    ck_assert_int_eq(device_grow_wait(dev, 2 * MIB), -THIN_E_TIMED_OUT);
+    ck_assert_int_eq(device_read_wait(dev, 0, b, 4096), 0);
+    ck_assert_mem_eq(a, b, 4096);
+    /* A device is closed while it looks. */
+    start(&q, DEVICE_GROW, 2 * MIB, NULL, 0);
+    device_close_wait(take(dev));
+    ck_assert_int_eq(q.result, -THIN_E_TIMED_OUT);
+    close(fd);
+    teardown();
+}
+END_TEST
+
+/* The server dies between the look and its end, with writes that it owes, and without. */
+START_TEST(a_server_lost_in_the_middle_of_growing_is_told)
+{
+    for (unsigned owed = 0; owed < 2; owed++)
+        for (int ms = 0; ms < 12; ms += 3) {
+            struct request q;
+            int r;
+
+            setup();
+            make_file();
+            serve(file_args);
+            set_file_size(2 * MIB);
+            ck_assert_int_eq(device_write_wait(dev, 0, a, 4096, owed ? 0 : DEVICE_FUA),
+                             0);
+            start(&q, DEVICE_GROW, 2 * MIB, NULL, 0);
+            run_for_ms(ms);
+            nbdkit_kill(&server);
+            r = wait_for(&q);
+            ck_assert_msg(!dev->lost || (owed && r < 0), "after %d ms: %d", ms, r);
+            if (!dev->lost) {
+                nbdkit_start(&server, file_args);
+                ck_assert_int_eq(device_grow_wait(dev, 2 * MIB), 0);
+                ck_assert_int_eq(device_read_wait(dev, 0, b, 4096), 0);
+                ck_assert_mem_eq(a, b, 4096);
+            }
+            teardown();
+        }
+}
+END_TEST
+
 int
 main(void)
 {
@@ -468,6 +589,9 @@ main(void)
 
     tcase_set_timeout(tc, 60);
     tcase_add_test(tc, a_clean_device_connects_again);
+    tcase_add_test(tc, a_grown_export_is_seen_while_it_is_used);
+    tcase_add_test(tc, a_look_that_does_not_come_about_harms_nobody);
+    tcase_add_test(tc, a_server_lost_in_the_middle_of_growing_is_told);
     tcase_add_test(tc, reads_in_flight_are_asked_again);
     tcase_add_test(tc, a_flush_after_lost_writes_fails);
     tcase_add_test(tc, an_idle_device_that_owes_writes_is_lost);
