@@ -491,7 +491,9 @@ space_park(struct pool *pool, struct volume_io *io)
 {
     struct space *sp = pool->space;
     uint64_t ms = pool->config.no_space_timeout_ms;
-    bool extends = sp->extending_metadata || space_extend(pool);
+    /* A larger file finds no more room in a file system that is full. */
+    bool extends =
+        sp->extending_metadata || sp->extending || (!sp->host_full && space_extend(pool));
 
     if (!extends && sp->host_full &&
         (pool->mode == POOL_WRITE || pool->mode == POOL_OUT_OF_DATA_SPACE))

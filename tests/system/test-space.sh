@@ -224,6 +224,7 @@ got=$(fill_mib thin/vol 0 150)
 same "$(info thin mode)" out-of-data-space "mode on a full file system"
 same "$(info thin needs_check)" False
 thincli pool show thin | grep_q "file system that holds the data file is full" || fail "pool show does not say where it is full"
+same "$(info thin data_size)" $((200 << 20)) "a larger file makes no room in a full file system"
 shell thin/vol "
 for i in range($got): assert h.pread(1 << 20, i << 20) == bytes([i % 255 + 1]) * (1 << 20), i
 h.pwrite(b'o' * 4096, 0); h.flush()"
