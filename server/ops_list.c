@@ -74,6 +74,7 @@ fill_open(Thin__PoolInfo *p, const struct pool_info *info)
     p->data_used = info->data_used;
     p->metadata_size = info->metadata_size;
     p->metadata_used = info->metadata_used;
+    p->metadata_reserve = info->metadata_reserve;
     p->transaction_id = info->transaction_id;
     p->needs_check = info->needs_check;
     p->why = words(info->why);

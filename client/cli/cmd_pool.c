@@ -462,6 +462,7 @@ print_pool(const Thin__PoolInfo *p)
     output_field("metadata", p->metadata_path);
     field_size("  size", p->metadata_size);
     field_used("  used", p->metadata_used, p->metadata_size);
+    field_size("  for deletes", p->metadata_reserve);
     output_field("block size", output_size(word, p->block_size));
     field_u64("volumes", p->nr_volumes);
     field_size("virtual size", p->virtual_size);

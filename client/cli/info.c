@@ -222,6 +222,7 @@ json_pool(struct json *json, const Thin__PoolInfo *p)
     json_string(json, "why", p->why);
     json_string(json, "what_to_do", p->what_to_do);
     json_u64(json, "block_size", p->block_size);
+    json_u64(json, "metadata_reserve", p->metadata_reserve);
     json_string_or_null(json, "data_path", p->data_path);
     json_string_or_null(json, "metadata_path", p->metadata_path);
     json_u64(json, "nr_volumes", p->nr_volumes);

@@ -157,6 +157,7 @@ int metadata_unmap_step(struct metadata *md, uint32_t id, vblock_t begin, vblock
 struct metadata_space {
     uint64_t nr_blocks, nr_free; /* free: may be handed out now */
     uint64_t nr_pending;         /* free, but not yet */
+    uint64_t nr_used;            /* neither */
 };
 void metadata_data_space(const struct metadata *md, struct metadata_space *ret);
 /* nr_free is net of the reserve; `ret_reserve` tells it. */

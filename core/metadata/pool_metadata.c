@@ -446,6 +446,7 @@ metadata_data_space(const struct metadata *md, struct metadata_space *ret)
     used = stats.nr_allocated + stats.nr_pending;
     ret->nr_blocks = stats.nr_blocks;
     ret->nr_pending = stats.nr_pending;
+    ret->nr_used = stats.nr_allocated;
     ret->nr_free = stats.nr_blocks > used ? stats.nr_blocks - used : 0;
 }
 
@@ -461,6 +462,7 @@ metadata_own_space(const struct metadata *md, struct metadata_space *ret,
     used = stats.nr_allocated + stats.nr_pending + stats.reserve;
     ret->nr_blocks = stats.nr_blocks;
     ret->nr_pending = stats.nr_pending;
+    ret->nr_used = stats.nr_allocated;
     ret->nr_free = stats.nr_blocks > used ? stats.nr_blocks - used : 0;
     *ret_reserve = stats.reserve;
 }

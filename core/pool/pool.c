@@ -100,7 +100,8 @@ pool_get_info(struct pool *pool, struct pool_info *ret_info)
     metadata_own_space(pool->md, &ms, &reserve);
     info->metadata_size = ms.nr_blocks * METADATA_BLOCK_SIZE;
     info->metadata_blocks_free = ms.nr_free;
-    info->metadata_used = (ms.nr_blocks - ms.nr_free) * METADATA_BLOCK_SIZE;
+    info->metadata_used = (ms.nr_used + ms.nr_pending) * METADATA_BLOCK_SIZE;
+    info->metadata_reserve = reserve * METADATA_BLOCK_SIZE;
     sb = metadata_superblock(pool->md);
     info->needs_check = pool->wants_check || (sb->flags & SUPERBLOCK_NEEDS_CHECK);
     info->transaction_id = sb->trans_id;

@@ -164,7 +164,8 @@ struct pool_info {
     char why[THIN_ERROR_TEXT_MAX];         /* of a degraded mode, or damage; else empty */
     char what_to_do[THIN_ERROR_TEXT_MAX];  /* likewise */
     uint64_t data_size, data_used;         /* bytes */
-    uint64_t metadata_size, metadata_used; /* bytes; used includes the reserve */
+    uint64_t metadata_size, metadata_used; /* bytes */
+    uint64_t metadata_reserve; /* bytes that only what gives space back may use */
     uint64_t data_blocks_free, metadata_blocks_free;
     uint64_t data_reserved;  /* bytes promised to volumes and not taken yet */
     int64_t data_lasts_s;    /* at the present rate; negative: nothing is being taken */

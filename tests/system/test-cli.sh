@@ -74,6 +74,7 @@ same "$(jq_of "d" thincli --json volume list)" "{'volumes': []}"
 same "$(jq_of "sorted(d)" thincli --json pool show tank)" "['pools']"
 same "$(field "d['pools'][0]['data_size']" <"$W/json")" 268435456
 same "$(field "[k for k in 'name state mode data_size data_used metadata_size metadata_used transaction_id needs_check why what_to_do'.split() if k not in d['pools'][0]]" <"$W/json")" "[]"
+same "$(field "(lambda p: p['metadata_used'] < 16 * 4096 and p['metadata_reserve'] == p['metadata_size'] // 10 // 4096 * 4096)(d['pools'][0])" <"$W/json")" True "what is kept for deletes counts as used"
 same "$(field "[type(d['pools'][0][k]).__name__ for k in ('data_used', 'metadata_used', 'transaction_id', 'needs_check', 'why')]" <"$W/json")" "['int', 'int', 'int', 'bool', 'str']"
 same "$(field "all(s['count'] >= sum(t['count'] for t in s['times']) and s['longest_ns'] > 0 and s['locks'] <= 10 for s in d['pools'][0]['steps']) and 'cut' in [s['name'] for s in d['pools'][0]['steps']]" <"$W/json")" True
 must_fail 1 "exist" thincli pool create tank --data "$W/o.data:64M" --metadata "$W/o.meta:16M"
