@@ -136,6 +136,9 @@ void tm_undo_place(struct transaction_manager *tm, uint64_t i, mblock_t place);
 void tm_space_map_fini(struct transaction_manager *tm);
 /* The changed counts have been cut. */
 void tm_forget_changed(struct transaction_manager *tm);
+extern const struct bm_validator tm_bitmap_validator, tm_index_validator;
+
+/* ---- space_map_metadata_write.c ------------------------------------------------------------ */
 
 /* Changes of an overflow tree that one step may make: what they read must fit into the
    cache at the same time. At least 1. */
