@@ -623,6 +623,7 @@ io_create(struct pool *pool)
     pool->in = in;
     in->pool = pool;
     TAILQ_INIT(&in->starved);
+    TAILQ_INIT(&in->openings);
     in->starved_task.run = starved_run;
     for (unsigned i = 0; i < INFLIGHT_BUCKETS; i++)
         TAILQ_INIT(&in->inflight[i]);

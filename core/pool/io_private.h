@@ -373,9 +373,13 @@ void format_wipe(struct pool *pool, void (*done)(struct pool *pool, int result,
 void pool_load(struct pool *pool, void (*loaded)(struct pool *pool, int result,
                                                  const struct thin_error *err));
 
+struct opening;
+TAILQ_HEAD(opening_list, opening);
+
 struct pool_internals {
     struct pool *pool;
-    struct volume_frag *frags;          /* all of them */
+    struct opening_list openings; /* of volumes, that wait for the end of a roll-back */
+    struct volume_frag *frags;    /* all of them */
     struct volume_frag_list free_frags; /* not empty while some are free */
     unsigned nr_frags_begun;            /* that have been in use or free */
     unsigned frags_used;
@@ -418,6 +422,8 @@ int io_create(struct pool *pool);
 void io_destroy(struct pool *pool);
 /* Requests that waited for an object or for the end of a roll-back. */
 void io_run_starved(struct pool *pool);
+/* The roll-back has ended, or the pool is closing. */
+void volume_openings_go_on(struct pool *pool);
 /* Writes in place are counted for quiesce. */
 void volume_core_write_begin(struct volume_core *core, struct pool_inflight *fl);
 void volume_core_write_end(struct volume_core *core, struct pool_inflight *fl);

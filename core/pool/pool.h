@@ -354,8 +354,9 @@ bool pool_volume_stats(struct pool *pool, const char *name,
 
 /* -THIN_E_NOT_FOUND, -THIN_E_READ_ONLY (for !read_only on a read-only one, or one whose
    external origin is not what was recorded). An origin that cannot be opened refuses
-   nothing: requests that need it fail with -EIO, and it is tried again. Counted
-   opens; the policy of who may is the server's. */
+   nothing: requests that need it fail with -EIO, and it is tried again. While the pool is
+   rolled back it waits, ten seconds at most: then -THIN_E_FAILED. Counted opens; the
+   policy of who may is the server's. */
 void pool_volume_open(struct pool *pool, const char *name, bool read_only,
                       void (*opened)(void *arg, struct volume *volume, int result,
                                      const struct thin_error *err),

@@ -246,6 +246,7 @@ pool_close(struct pool *pool, bool force, struct pool_done done)
     space_fail_parked(pool, NULL, -THIN_E_SHUTDOWN);
     space_stop(pool);
     limits_stop(pool);
+    volume_openings_go_on(pool);
     space_resume(pool); /* claims that wait learn it */
     loop_defer(pool->loop, &pool->in->starved_task);
     end->stage = CLOSE_ADMIN;

@@ -97,6 +97,7 @@ rollback_end(struct pool *pool)
     pool->rolling_back = false;
     mark_needs_check(pool);
     io_run_starved(pool);
+    volume_openings_go_on(pool);
     pool_tell(pool, "rolled-back", pool->why);
     pool_check_idle(pool);
 }

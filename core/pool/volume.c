@@ -211,9 +211,20 @@ volume_core_put(struct volume_core *core)
     free(core);
 }
 
-/* ---- opening -------------------------------------------------------------------------------- */
+/*
+ * ---- opening --------------------------------------------------------------------------------
+ *
+ * Who comes while the pool is rolled back, or is on his way when that begins, waits for its
+ * end, and then begins anew; for a bounded time, since it may have to wait for a device.
+ */
+#define OPENING_WAIT_NS   (10000 * NS_PER_MS)
+#define OPENING_TRIES_MAX 4u
 
 struct opening {
+    TAILQ_ENTRY(opening) link; /* in pool->in->openings, while it waits for a roll-back */
+    struct thin_timer timer;
+    unsigned tries;
+    char name[THIN_NAME_MAX + 1];
     struct pool *pool;
     struct volume_core *core; /* held */
     struct volume *volume;
@@ -231,13 +242,19 @@ struct opening {
     struct device_details details;
 };
 
+static void opening_begin(struct opening *o);
+
 static void
 opening_end(struct opening *o, int result)
 {
     if (result < 0) {
         free(take(o->volume));
         if (o->core)
-            volume_core_put(o->core);
+            volume_core_put(take(o->core));
+    }
+    if (result == -THIN_E_ROLLED_BACK && o->tries < OPENING_TRIES_MAX) {
+        opening_begin(o);
+        return;
     }
     o->opened(o->arg, result < 0 ? NULL : o->volume, result, &o->err);
     free(o);
@@ -375,7 +392,7 @@ opening_origin(struct origin_wait *wait)
 }
 
 static int
-opening_prepare(struct opening *o, const char *name)
+opening_prepare(struct opening *o)
 {
     struct pool *pool = o->pool;
     struct catalogue_volume cv;
@@ -386,7 +403,7 @@ opening_prepare(struct opening *o, const char *name)
     if (pool->mode == POOL_FAIL || pool->rolling_back)
         return thin_fail(&o->err, -THIN_E_FAILED, "the pool cannot be read now: %s",
                          pool->why);
-    if (!catalogue_find(pool, name, &cv))
+    if (!catalogue_find(pool, o->name, &cv))
         return thin_fail(&o->err, -THIN_E_NOT_FOUND, "no volume of that name");
     if (cv.read_only && !o->read_only)
         return thin_fail(&o->err, -THIN_E_READ_ONLY, "the volume is read-only");
@@ -409,6 +426,57 @@ opening_prepare(struct opening *o, const char *name)
     return 0;
 }
 
+static void
+opening_too_long(struct thin_timer *timer)
+{
+    struct opening *o = container_of(timer, struct opening, timer);
+
+    TAILQ_REMOVE(&o->pool->in->openings, o, link);
+    opening_end(o, thin_fail(&o->err, -THIN_E_FAILED, "the pool cannot be read now: %s",
+                             o->pool->why));
+}
+
+static void
+opening_begin(struct opening *o)
+{
+    struct pool *pool = o->pool;
+
+    thin_error_init(&o->err);
+    o->tries++;
+    if (pool->rolling_back && !pool->closing) {
+        o->timer.fire = opening_too_long;
+        if (loop_timer_set(pool->loop, &o->timer,
+                           loop_now_ns(pool->loop) + OPENING_WAIT_NS) == 0) {
+            TAILQ_INSERT_TAIL(&pool->in->openings, o, link);
+            return;
+        }
+    }
+    o->result = opening_prepare(o);
+    if (o->result < 0) {
+        o->task.run = opening_failed;
+        loop_defer(pool->loop, &o->task);
+        return;
+    }
+    /* Whether it has changed decides how the volume may be opened. */
+    o->origin_wait.done = opening_origin;
+    if (!o->core->origin || !origin_wait(o->core->origin, &o->origin_wait))
+        opening_mark(o);
+}
+
+void
+volume_openings_go_on(struct pool *pool)
+{
+    struct opening_list waiting = TAILQ_HEAD_INITIALIZER(waiting);
+    struct opening *o;
+
+    TAILQ_CONCAT(&waiting, &pool->in->openings, link);
+    while ((o = TAILQ_FIRST(&waiting))) {
+        TAILQ_REMOVE(&waiting, o, link);
+        loop_timer_cancel(pool->loop, &o->timer);
+        opening_begin(o);
+    }
+}
+
 void
 pool_volume_open(struct pool *pool, const char *name, bool read_only,
                  void (*opened)(void *arg, struct volume *volume, int result,
@@ -426,17 +494,8 @@ pool_volume_open(struct pool *pool, const char *name, bool read_only,
     o->read_only = read_only;
     o->opened = opened;
     o->arg = arg;
-    thin_error_init(&o->err);
-    o->result = opening_prepare(o, name);
-    if (o->result < 0) {
-        o->task.run = opening_failed;
-        loop_defer(pool->loop, &o->task);
-        return;
-    }
-    /* Whether it has changed decides how the volume may be opened. */
-    o->origin_wait.done = opening_origin;
-    if (!o->core->origin || !origin_wait(o->core->origin, &o->origin_wait))
-        opening_mark(o);
+    snprintf(o->name, sizeof(o->name), "%s", name);
+    opening_begin(o);
 }
 
 void
