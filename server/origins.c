@@ -8,7 +8,9 @@
 #include <sys/stat.h>
 
 #include "core/base/cleanup.h"
+#include "core/base/crc32c.h"
 #include "server/backing.h"
+#include "server/block_identity.h"
 #include "server/pools.h"
 #include "server/probe.h"
 
@@ -33,6 +35,23 @@ tell(struct origin_opening *o)
 
 /* ---- files, on the helper thread -------------------------------------------------------- */
 
+/* In words as far as they fit; of the whole at least a checksum. */
+static void
+identify_block(const char *path, const struct stat *st, uint64_t size,
+               char ret[POOL_ORIGIN_IDENTITY_MAX])
+{
+    char text[BLOCK_IDENTITY_MAX];
+    int len;
+
+    block_identity(path, st, text);
+    len = snprintf(ret, POOL_ORIGIN_IDENTITY_MAX, "block size=%" PRIu64 "%s", size, text);
+    if (len < (int)POOL_ORIGIN_IDENTITY_MAX)
+        return;
+    snprintf(ret, POOL_ORIGIN_IDENTITY_MAX,
+             "block size=%" PRIu64 " sum=%08" PRIx32 "%.64s", size,
+             crc32c(text, strlen(text)), text);
+}
+
 static int
 identify(const char *path, char ret[POOL_ORIGIN_IDENTITY_MAX], struct thin_error *err)
 {
@@ -45,7 +64,7 @@ identify(const char *path, char ret[POOL_ORIGIN_IDENTITY_MAX], struct thin_error
     if (!file.exists || stat(path, &st) < 0)
         return thin_fail_code(err, file.exists ? -errno : -ENOENT, "%s", path);
     if (file.is_block)
-        snprintf(ret, POOL_ORIGIN_IDENTITY_MAX, "block size=%" PRIu64, file.size);
+        identify_block(path, &st, file.size, ret);
     else
         snprintf(ret, POOL_ORIGIN_IDENTITY_MAX,
                  "file size=%" PRIu64 " inode=%" PRIu64 " time=%lld.%09ld", file.size,

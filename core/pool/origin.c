@@ -187,13 +187,24 @@ origin_wait(struct origin *origin, struct origin_wait *wait)
     return true;
 }
 
+/* What was recorded of a block device before more was known of one tells its size alone. */
+static bool
+is_as_recorded(const char *now, const char *recorded)
+{
+    size_t len = strlen(recorded);
+
+    return strcmp(now, recorded) == 0 ||
+           (strncmp(recorded, "block size=", 11) == 0 && !strchr(recorded + 11, ' ') &&
+            strncmp(now, recorded, len) == 0 && now[len] == ' ');
+}
+
 bool
 origin_changed(const struct volume_core *core)
 {
     const struct origin *origin = core->origin;
 
     return origin && origin->state == ORIGIN_OPEN &&
-           strcmp(origin->identity, core->origin_identity) != 0;
+           !is_as_recorded(origin->identity, core->origin_identity);
 }
 
 /* ---- who was seen with a changed one ------------------------------------------------------------- */

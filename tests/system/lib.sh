@@ -19,9 +19,10 @@ W=$(pwd -P)
 export THIN_SERVER=unix:$W/thinsrv.sock
 
 ALSO_KILL= # further processes that end with the test
-# The essence of a failure comes last and is short: CI keeps the end of what it is told.
+# The essence of a failure comes last and is short: CI keeps the end of what it is told. A trap
+# that does more passes on the exit code that it found.
 finish() {
-	local rc=$? p words
+	local rc=${1:-$?} p words
 	trap - EXIT ERR
 	for p in $ALSO_KILL $SERVER_PID; do
 		# Its number may be another's by now.

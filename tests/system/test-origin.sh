@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # External origins: files and NBD exports that stand behind volumes, read-only.
 . "$(dirname "$0")/lib.sh"
-need_tools nbdsh nbdinfo nbdcopy nbdkit qemu-io thin_check python3
+need_tools losetup nbdsh nbdinfo nbdcopy nbdkit qemu-io thin_check python3
 write_config <<END
 END
 start_server
@@ -136,7 +136,7 @@ mv "$W/base.moved" "$W/base"
 echo "a block device as origin: its end inside a block, of another size, gone"
 LOOP=
 attach_loop() { LOOP=$(losetup --find --show --read-only "$W/blk") || fail "no loop devices here"; }
-trap '[ -z "$LOOP" ] || losetup -d "$LOOP"; finish' EXIT
+trap 'rc=$?; [ -z "$LOOP" ] || losetup -d "$LOOP" || true; finish $rc' EXIT
 head -c 9999872 "$W/odd" >"$W/blk" # 19531 sectors: 152 blocks and a part
 attach_loop
 thincli volume create tank/blk 20M --origin "$LOOP"
@@ -175,6 +175,34 @@ nbdsh -u "$(uri tank/blk)" -c "assert h.pread(65536, 262144) == open('$W/blk.wan
 	cat "$W/out"
 	fail "a block that was copied needs its origin, which is gone"
 }
+echo "another block device of the same name and size"
+is_read_only() { nbdinfo --json "$(uri "$1")" | field "d['exports'][0]['is_read_only']"; }
+attach_loop
+place=$LOOP
+thincli volume create tank/disk 20M --origin "$place"
+same "$(is_read_only tank/disk)" False "over the device that it was made on"
+other_file() { # FILE: behind the same device, and the pool opened anew
+	thincli pool close tank
+	losetup -d "$place"
+	LOOP=
+	losetup --read-only "$place" "$1" || fail "the loop device cannot be had again"
+	LOOP=$place
+	thincli pool open tank
+}
+cp "$W/blk" "$W/blk2"
+other_file "$W/blk2"
+same "$(is_read_only tank/disk)" True "over another file behind the same device"
+must_fail any "external origin is not what it was" timeout 90 thinnbd --server "$THIN_SERVER" --listen "unix:$W/bridge.sock" tank/disk
+other_file "$W/blk"
+same "$(is_read_only tank/disk)" False "over the device that it was"
+thincli pool close tank
+touch "$W/blk"
+thincli pool open tank
+same "$(is_read_only tank/disk)" True "over a device whose file was written to"
+thincli volume delete tank/disk
+losetup -d "$place"
+LOOP=
+
 sha256sum -c --quiet "$W/blk.sum" || fail "the block device was written to"
 for v in blk blk-snap; do thincli volume delete tank/$v; done
 

@@ -130,7 +130,7 @@ same "$(mark "$W/tank.meta" | cut -d' ' -f3)" 0 "mark after a stop"
 # What backs a loop device has two caches: refused.
 LOOPS=()
 detach() { umount "$W/mnt" 2>/dev/null || true; for l in "${LOOPS[@]}"; do losetup -d "$l" 2>/dev/null || true; done; }
-trap 'detach; finish' EXIT
+trap 'rc=$?; detach || true; finish $rc' EXIT
 attach() { # FILE: its device in $loop
 	loop=$(losetup --find --show "$1") || fail "no loop devices here"
 	LOOPS+=("$loop")

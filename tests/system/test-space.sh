@@ -213,7 +213,7 @@ done
 # ---- the file system below is full: like out of data space, not like damage
 truncate -s 48M "$W/fs"
 loop=$(losetup --find --show "$W/fs") || fail "no loop devices here"
-trap 'umount "$W/mnt" 2>/dev/null || true; losetup -d "$loop" 2>/dev/null || true; finish' EXIT
+trap 'rc=$?; umount "$W/mnt" 2>/dev/null || true; losetup -d "$loop" 2>/dev/null || true; finish $rc' EXIT
 mkfs.ext4 -q -m 0 "$loop"
 mkdir "$W/mnt"
 mount "$loop" "$W/mnt"

@@ -282,7 +282,7 @@ print(sum(1 for i in range(640) if d[i * 65536] == 120))")" 107 "data blocks kep
 # discards that. And nothing is done while somebody has one of them.
 python3 -c "open('$W/data', 'wb').write(b'x' * (1600 << 16))"
 LOOPS=()
-trap 'for l in "${LOOPS[@]}"; do losetup -d "$l"; done; finish' EXIT
+trap 'rc=$?; for l in "${LOOPS[@]}"; do losetup -d "$l" || true; done; finish $rc' EXIT
 for f in discards.img data; do
 	l=$(losetup --find --show "$W/$f") || fail "no loop devices here"
 	LOOPS+=("$l")

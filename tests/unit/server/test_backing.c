@@ -1,7 +1,12 @@
-/* Paths and URIs, and who may name which. */
+/* Paths and URIs, who may name which, and what tells one block device from another. */
 #include <check.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
 
+#include "core/base/bytes.h"
 #include "server/backing.h"
+#include "server/block_identity.h"
 
 START_TEST(a_uri_is_no_path)
 {
@@ -61,6 +66,47 @@ START_TEST(the_network_names_what_the_configuration_lets_it)
 }
 END_TEST
 
+/* A device of 64 KiB that holds swap space of this UUID. */
+static void
+put_swap(int fd, char uuid)
+{
+    uint8_t page[4096] = {0};
+
+    store_le32(page + 1024, 1); /* version */
+    store_le32(page + 1028, 15);
+    memset(page + 1036, uuid, 16);
+    memcpy(page + 4086, "SWAPSPACE2", 10);
+    ck_assert_int_eq(ftruncate(fd, 65536), 0);
+    ck_assert_int_eq(pwrite(fd, page, sizeof(page), 0), sizeof(page));
+}
+
+START_TEST(a_device_is_known_by_what_it_holds)
+{
+    char path[] = "/tmp/thin-identity.XXXXXX";
+    char empty[BLOCK_IDENTITY_MAX], first[BLOCK_IDENTITY_MAX], other[BLOCK_IDENTITY_MAX];
+    int fd = mkstemp(path);
+    struct stat st;
+
+    ck_assert_int_ge(fd, 0);
+    ck_assert_int_eq(ftruncate(fd, 65536), 0);
+    ck_assert_int_eq(fstat(fd, &st), 0);
+    st.st_rdev = 0; /* no device: nothing in sysfs */
+    block_identity(path, &st, empty);
+    ck_assert_str_eq(empty, "");
+    put_swap(fd, 0x11);
+    block_identity(path, &st, first);
+    ck_assert_str_eq(first, " holds=swap:11111111-1111-1111-1111-111111111111");
+    put_swap(fd, 0x22);
+    block_identity(path, &st, other);
+    ck_assert_str_eq(other, " holds=swap:22222222-2222-2222-2222-222222222222");
+    unlink(path);
+    /* Who cannot look says nothing. */
+    block_identity(path, &st, other);
+    ck_assert_str_eq(other, "");
+    close(fd);
+}
+END_TEST
+
 int
 main(void)
 {
@@ -71,6 +117,7 @@ main(void)
 
     tcase_add_test(tc, a_uri_is_no_path);
     tcase_add_test(tc, the_network_names_what_the_configuration_lets_it);
+    tcase_add_test(tc, a_device_is_known_by_what_it_holds);
     suite_add_tcase(s, tc);
     sr = srunner_create(s);
     srunner_run_all(sr, CK_NORMAL);
