@@ -102,6 +102,17 @@ struct build_override {
     uint64_t trans_id, data_block_size, nr_data_blocks;
 };
 
+static inline void
+build_override_apply(const struct build_override *over, struct ir_superblock *ir)
+{
+    if (over->have_trans_id)
+        ir->trans_id = over->trans_id;
+    if (over->have_data_block_size)
+        ir->data_block_size = (uint32_t)over->data_block_size;
+    if (over->have_nr_data_blocks)
+        ir->nr_data_blocks = over->nr_data_blocks;
+}
+
 struct builder {
     struct block_out out;
     struct build_override over;

@@ -7,6 +7,7 @@
 
 #include "core/base/checked.h"
 #include "core/base/cleanup.h"
+#include "core/offline/build.h"
 #include "core/offline/owner.h"
 #include "core/ondisk/mapping.h"
 #include "core/ondisk/node.h"
@@ -345,6 +346,8 @@ live_feed(struct live_pool *pool, const struct live_options *opts,
         return thin_fail_code(err, r, "read the metadata");
     }
     live_ir_superblock(pool, &ir);
+    if (opts->over)
+        build_override_apply(opts->over, &ir);
     r = visitor->superblock(arg, &ir);
     for (size_t i = 0; i < pool->nr_devices && r >= 0; i++) {
         const struct live_device *dev = &pool->devices[i];

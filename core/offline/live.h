@@ -14,6 +14,7 @@
 #include "core/ondisk/details.h"
 #include "core/ondisk/superblock.h"
 
+struct build_override;
 struct live_options {
     bool metadata_snap;
     mblock_t snap_block; /* with metadata_snap: 0 for the superblock's held root */
@@ -21,6 +22,7 @@ struct live_options {
     const uint64_t *dev_ids; /* only these, if nr_dev_ids > 0 */
     size_t nr_dev_ids;
     bool lenient;
+    const struct build_override *over; /* told in place of what is found; or NULL */
 };
 
 struct live_device {

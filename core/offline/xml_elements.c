@@ -65,7 +65,8 @@ take_numbers(struct xml_state *st, const char *element, const struct xml_attr *a
 static int
 open_superblock(struct xml_state *st, const struct xml_attr *attrs, size_t nr)
 {
-    uint64_t time = 0, trans = 0, flags = 0, version = 2, block_size = 0, nr_data = 0;
+    /* XML of the first tools says no version. */
+    uint64_t time = 0, trans = 0, flags = 0, version = 1, block_size = 0, nr_data = 0;
     const struct wanted wanted[] = {
         {"time", &time, UINT32_MAX, false},
         {"transaction", &trans, UINT64_MAX, false},

@@ -1,6 +1,7 @@
 /* thinmeta dump, thin_dump: the metadata as text. */
 #include <string.h>
 
+#include "core/offline/build.h"
 #include "core/offline/live.h"
 #include "core/offline/text_write.h"
 #include "core/tools/tool.h"
@@ -9,6 +10,7 @@
 
 struct dump_args {
     struct live_options live;
+    struct build_override over;
     uint64_t dev_ids[DEV_IDS_MAX];
     const struct ir_visitor *form;
     const char *output;
@@ -73,6 +75,7 @@ dump(const struct tool *tool, const struct dump_args *args, const char *path)
 int
 tool_dump(const struct tool *tool, int argc, char **argv)
 {
+    enum { TRANS = 256 };
     static const struct option longopts[] = {
         {"format", required_argument, NULL, 'f'},
         {"repair", no_argument, NULL, 'r'},
@@ -80,6 +83,9 @@ tool_dump(const struct tool *tool, int argc, char **argv)
         {"dev-id", required_argument, NULL, 'd'},
         {"skip-mappings", no_argument, NULL, 's'},
         {"output", required_argument, NULL, 'o'},
+        {"transaction-id", required_argument, NULL, TRANS},
+        {"data-block-size", required_argument, NULL, TRANS + 1},
+        {"nr-data-blocks", required_argument, NULL, TRANS + 2},
         TOOL_LONG_COMMON,
     };
     struct dump_args args = {.form = &xml_writer};
@@ -112,15 +118,23 @@ tool_dump(const struct tool *tool, int argc, char **argv)
         case 's':
             args.live.skip_mappings = true;
             break;
-        default:
+        case 'o':
             args.output = optarg;
+            break;
+        default:
+            if (!tool_override(&args.over, opt - TRANS, optarg) ||
+                args.over.data_block_size > UINT32_MAX)
+                return tool_misused(tool, "not a number: '%s'", optarg);
             break;
         }
     }
     args.live.dev_ids = args.dev_ids;
-    /* The official tool dumps what is live with --repair, whatever else is said. */
-    if (tool->as_official && args.live.lenient)
-        args.live.metadata_snap = false;
+    args.live.over = &args.over;
+    /* The official tool dumps all that is live with --repair, whatever else is said. */
+    if (tool->as_official && args.live.lenient) {
+        args.live.metadata_snap = args.live.skip_mappings = false;
+        args.live.nr_dev_ids = 0;
+    }
     exit_code = tool_argument(tool, argc, argv, "No input file provided.", &path);
     if (exit_code)
         return exit_code;

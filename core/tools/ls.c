@@ -336,7 +336,9 @@ tool_ls(const struct tool *tool, int argc, char **argv)
             break;
         case 'm':
             args.live.metadata_snap = true;
-            if (optarg && !tool_number(optarg, &args.live.snap_block))
+            /* The official tool knows no other block than the superblock's. */
+            if (optarg && !tool->as_official &&
+                !tool_number(optarg, &args.live.snap_block))
                 return tool_misused(tool, "not a block number: '%s'", optarg);
             break;
         case NO_HEADERS:

@@ -34,6 +34,9 @@ const struct tool tools[] = {
               "  -m, --metadata-snap[=BLOCK]    the held snapshot\n"
               "      --dev-id N                 this device; may repeat\n"
               "      --skip-mappings            devices only\n"
+              "      --transaction-id N         in place of what is found\n"
+              "      --data-block-size SECTORS\n"
+              "      --nr-data-blocks N\n"
               "  -o, --output FILE\n"},
     {.verb = "format",
      .run = tool_format,

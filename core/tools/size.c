@@ -16,8 +16,10 @@ static const struct unit {
     {'K', "kilobytes", 1e3},    {'m', "mebibytes", 0x1p20}, {'M', "megabytes", 1e6},
     {'g', "gibibytes", 0x1p30}, {'G', "gigabytes", 1e9},    {'t', "tebibytes", 0x1p40},
     {'T', "terabytes", 1e12},   {'p', "pebibytes", 0x1p50}, {'P', "petabytes", 1e15},
-    {'e', "ebibytes", 0x1p60},  {'E', "exabytes", 1e18},
+    {'e', "ebibytes", 0x1p60},  {'E', "exabytes", 1e18},    {'z', "zebibytes", 0x1p70},
+    {'Z', "zetabytes", 1e21},   {'y', "yobibytes", 0x1p80}, {'Y', "yottabytes", 1e24},
 };
+#define NR_UNITS (sizeof(units) / sizeof(units[0]))
 
 struct size_args {
     const char *block_size, *pool_size, *max_thins; /* as given */
@@ -28,10 +30,22 @@ struct size_args {
 static const struct unit *
 find_unit(char letter)
 {
-    for (size_t i = 0; i < sizeof(units) / sizeof(units[0]); i++)
+    for (size_t i = 0; i < NR_UNITS; i++)
         if (units[i].letter == letter)
             return &units[i];
     return NULL;
+}
+
+/* A letter, or the beginning of a name. */
+static const struct unit *
+find_output_unit(const char *text)
+{
+    const struct unit *unit = text[0] && text[1] ? NULL : find_unit(text[0]);
+
+    for (size_t i = 0; i < NR_UNITS && !unit; i++)
+        if (strncmp(units[i].name, text, strlen(text)) == 0)
+            unit = &units[i];
+    return unit;
 }
 
 /* "64k" -> a number and its unit; `plain` is the unit of a bare number. */
@@ -59,6 +73,8 @@ in_sectors(uint64_t number, const struct unit *unit, uint64_t *ret)
         *ret = number;
         return true;
     }
+    if (unit->bytes > 0x1p63)
+        return false;
     if (!checked_mul_u64(number, (uint64_t)unit->bytes, &bytes))
         return false;
     *ret = bytes / SECTOR_SIZE;
@@ -95,6 +111,7 @@ print_size(const struct tool *tool, const struct size_args *args)
         !in_sectors(pool, pool_unit, &pool_sectors))
         return tool_misused(tool, "pool size: '%s' is no size", args->pool_size);
     if (!parse(args->max_thins, &none, &thins, &thins_unit) ||
+        thins_unit->bytes > 0x1p63 ||
         !checked_mul_u64(thins, (uint64_t)thins_unit->bytes, &max_thins))
         return tool_misused(tool, "max thins: '%s' is no number", args->max_thins);
     if (!max_thins)
@@ -155,7 +172,7 @@ tool_size_verb(const struct tool *tool, int argc, char **argv)
             args.max_thins = optarg;
             break;
         case 'u':
-            args.unit = optarg && optarg[0] && !optarg[1] ? find_unit(optarg[0]) : NULL;
+            args.unit = optarg ? find_output_unit(optarg) : NULL;
             if (!args.unit)
                 return tool_misused(tool, "output unit specifier invalid!");
             break;

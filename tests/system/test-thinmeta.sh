@@ -45,8 +45,13 @@ for dir in "$POOLS"/*/; do
 	compare thin_dump --dev-id 1 --dev-id 3 --dev-id 2 "$m"
 	compare thin_dump -m "$m"
 	compare thin_dump --repair -m "$m"
+	compare thin_dump --repair --skip-mappings "$m"
+	compare thin_dump --repair --dev-id 1 "$m"
+	compare thin_dump --transaction-id 7 --data-block-size 256 --nr-data-blocks 5000 "$m"
+	compare thin_dump --repair --nr-data-blocks 5000 -f human_readable "$m"
 	compare thin_ls "$m"
 	compare thin_ls -m "$m"
+	compare thin_ls -m5 "$m"
 	compare thin_ls --no-headers -o "$FIELDS" "$m"
 	for odd in DEV, "" ,DEV DEV,,MAPPED DEV,DEV; do compare thin_ls -o "$odd" "$m"; done
 	compare_sorted thin_rmap --region 0..60 --region 100..5000 "$m"
@@ -262,7 +267,8 @@ thin_check -q "$W/f.img"
 thinmeta check --strict -q "$W/f.img"
 must_fail 1 "not empty" thinmeta format --data-size 1G "$W/f.img"
 for args in "-b 64k -s 1g -m 10" "-b 64k -s 10t -m 1000 -u k" "-b 128 -s 2097152 -m 1k -u b" \
-	"-b 64k -s 1g -m 0" "-b 64k -s 4t -m 1000 -u t -nshort" "-b 64k -s 4t -m 1000 -u G -nlong" "-b 64k -s 1g -m 10 -n"; do
+	"-b 64k -s 1g -m 10 -u kilobytes" "-b 64k -s 1g -m 10 -u gib" \
+	"-b 64k -s 1p -m 10 --unit exabytes -nlong" "-b 64k -s 1g -m 10 -u bogus" "-b 64k -s 1g -m 0" "-b 64k -s 4t -m 1000 -u t -nshort" "-b 64k -s 4t -m 1000 -u G -nlong" "-b 64k -s 1g -m 10 -n"; do
 	# shellcheck disable=SC2086
 	compare thin_metadata_size $args
 done
@@ -272,6 +278,16 @@ for version in 1 2; do # stays what the XML says
 	thinmeta restore -i "$W/version.xml" -o "$W/f.img" >/dev/null
 	thin_dump "$W/f.img" | cmp - "$W/version.xml"
 	thin_check -q "$W/f.img"
+done
+sed 's/ version="2"//' "$W/dump.xml" >"$W/version.xml" # and so does what it does not say
+for by in thin_restore thinmeta; do
+	blank "$W/f.img" 4M
+	if [ $by = thin_restore ]; then
+		thin_restore -q -i "$W/version.xml" -o "$W/f.img" >/dev/null
+	else
+		thinmeta restore -i "$W/version.xml" -o "$W/f.img" >/dev/null
+	fi
+	thin_dump "$W/f.img" | cmp - <(sed '1s/version="2"/version="1"/' "$W/dump.xml")
 done
 python3 -c "open('$W/data', 'wb').write(b'x' * (40 << 20))"
 thinmeta trim --metadata-dev "$m" --data-dev "$W/data" >/dev/null
