@@ -8,6 +8,7 @@
 #include "client/cli/cli.h"
 #include "client/cli/info.h"
 #include "client/cli/json.h"
+#include "client/cli/lines.h"
 #include "client/cli/output.h"
 #include "core/base/cleanup.h"
 #include "core/base/name.h"
@@ -617,7 +618,7 @@ volume_map(struct cli *cli)
     body.name = lend(cli->args[0]);
     request.body_case = THIN__REQUEST__BODY_VOLUME_MAP;
     request.volume_map = &body;
-    return r ? r : cli_call_text(cli, &request, "map");
+    return r ? r : lines_call(cli, &request, "map", lines_map);
 }
 
 static int
@@ -632,7 +633,7 @@ volume_delta(struct cli *cli)
     body.right = lend(cli->args[1]);
     request.body_case = THIN__REQUEST__BODY_VOLUME_DELTA;
     request.volume_delta = &body;
-    return r ? r : cli_call_text(cli, &request, "delta");
+    return r ? r : lines_call(cli, &request, "delta", lines_delta);
 }
 
 static int
@@ -645,7 +646,7 @@ volume_stats(struct cli *cli)
     body.name = lend(cli->nr_args > 0 ? cli->args[0] : "");
     request.body_case = THIN__REQUEST__BODY_VOLUME_STATS;
     request.volume_stats = &body;
-    return r ? r : cli_call_text(cli, &request, "stats");
+    return r ? r : lines_call(cli, &request, "stats", lines_stats);
 }
 
 const struct cli_verb volume_verbs[] = {

@@ -7,6 +7,9 @@
  * Failed I/O leaves sound metadata: what is durable stands. Where a commit met damage the
  * pool is marked as needing a check, by a commit of nothing but the flag, tried once.
  */
+#include <stdio.h>
+#include <string.h>
+
 #include "core/base/seeded_bug.h"
 #include "core/pool/limits.h"
 #include "core/pool/pieces.h"
@@ -27,6 +30,8 @@ fence_losers(struct pool *pool)
 void
 pool_roll_back(struct pool *pool, int code, const char *why)
 {
+    char cause[128] = "";
+
     if (pool->rolling_back)
         return;
     log_error("changes that were not durable are rolled back: %s pool=%s error=%s "
@@ -37,10 +42,12 @@ pool_roll_back(struct pool *pool, int code, const char *why)
     pool->epoch++;
     if (is_damage(code))
         pool->wants_check = true;
+    /* Some reasons name it already. */
+    if (!strstr(why, thin_strerror(code)))
+        snprintf(cause, sizeof(cause), " (%s)", thin_strerror(code));
     pool_set_mode(pool, POOL_READ_ONLY,
                   pool->wants_check ? WHAT_TO_DO_CHECK : WHAT_TO_DO_DEVICE,
-                  "%s (%s); changes that were not durable were rolled back", why,
-                  thin_strerror(code));
+                  "%s%s; changes that were not durable were rolled back", why, cause);
     fence_losers(pool);
     pool->metadata_ready = false;
     commit_roll_back(pool, -THIN_E_ROLLED_BACK);

@@ -17,12 +17,15 @@ same "$(thincli volume map tank/vol | tr '\n' ';')" \
 thincli volume snapshot tank/vol snap
 qemu-io -f raw -c 'write -P 3 64k 64k' -c flush "$(uri tank/vol)" >/dev/null
 same "$(thincli volume map tank/vol | head -n 3 | tr '\n' ';')" "0 65536 shared;65536 65536 data;131072 917504 hole;"
-same "$(thincli --json volume map tank/odd | field "d['map']")" "0 1264196608 hole"
+same "$(thincli --json volume map tank/odd | field "d['map']")" "[{'begin': 0, 'length': 1264196608, 'kind': 'hole'}]"
+same "$(thincli --json volume map tank/vol | field "[(m['begin'], m['length'], m['kind']) for m in d['map']][:3]")" "[(0, 65536, 'shared'), (65536, 65536, 'data'), (131072, 917504, 'hole')]"
 must_fail 1 "no such volume" thincli volume map tank/nothing
 
 echo "stats: what was asked since the pool was opened"
 thincli volume stats tank/vol >"$W/stats"
 grep_q 'tank/vol .*writes=3 written_bytes=262144 .*errors=0' "$W/stats" || { cat "$W/stats"; fail "stats"; }
+same "$(thincli --json volume stats tank/vol | field "[(s['name'], s['writes'], s['written_bytes'], s['errors']) for s in d['stats']]")" "[('tank/vol', 3, 262144, 0)]"
+same "$(thincli --json volume stats | field "[s['name'] for s in d['stats']]")" "['tank/odd', 'tank/snap', 'tank/vol']"
 same "$(thincli volume stats | cut -d' ' -f1 | tr '\n' ' ')" "tank/odd tank/snap tank/vol "
 same "$(thincli volume stats tank/odd | grep -o ' reads=[0-9]*')" " reads=0"
 must_fail 1 "no such volume" thincli volume stats tank/nothing
@@ -34,6 +37,7 @@ for f in xml human json; do thincli pool dump tank --format $f >"$W/dump.$f"; do
 thincli --json pool dump tank | python3 -m json.tool >/dev/null || fail "dump --json"
 thincli --json pool check tank | field "d['check']" | grep_q TRANSACTION_ID || fail "check --json"
 thincli volume delta tank/snap tank/vol >"$W/delta.online"
+same "$(thincli --json volume delta tank/snap tank/vol | field "[(m['begin'], m['length']) for m in d['delta'] if m['kind'] == 'different']")" "[(65536, 65536)]"
 left=$(dev_id tank/snap) right=$(dev_id tank/vol)
 same "$(grep -c '<different begin="1" length="1"/>' "$W/delta.online")" 1
 must_fail 1 "no such volume" thincli volume delta tank/snap tank/nothing
