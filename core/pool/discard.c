@@ -57,11 +57,15 @@ unmap_op_done(struct metaop *op, int result, const struct thin_error *err)
     }
     if (u->step_unmapped == 0)
         u->most = min_u64(u->most * UNMAP_STEP_SMALLER, UNMAP_STEP_BLOCKS);
+    if (u->given_up) {
+        unmap_end(u, 0, err);
+        return;
+    }
     u->unmapped += u->step_unmapped;
     limits_unmapped(pool, u->dev_id, u->step_unmapped);
     if (u->step_unmapped > 0)
         u->txn = metadata_txn(pool->md);
-    if (core && !u->given_up) {
+    if (core) {
         mapcache_set_holes(core, u->ret_end, u->step_end);
         if (u->step_unmapped > 0)
             volume_core_changed(core, u->txn);
@@ -133,6 +137,21 @@ frag_unmapped(struct unmap *u, int result, const struct thin_error *err)
     struct volume_frag *frag = container_of(u, struct volume_frag, unmap);
 
     (void)err;
+    if (u->given_up && !frag->if_empty) {
+        /* The last block is not whole any more. */
+        u->end--;
+        if (u->end > u->begin) {
+            unmap_start(frag->pool, u);
+            return;
+        }
+    }
+    if (result == 0 && !frag->if_empty && frag->io->op == VOLUME_WRITE_ZEROES &&
+        u->end * frag->pool->block_size < frag->end) {
+        frag->begin = max_u64(frag->begin, u->end * frag->pool->block_size);
+        frag->kind = FRAG_ZEROES;
+        frag_run_later(frag, NULL);
+        return;
+    }
     if (result == -THIN_E_NO_METADATA_SPACE && !frag->if_empty &&
         space_extend_metadata(frag->pool)) {
         frag_no_space(frag);
@@ -161,6 +180,17 @@ frag_still_empty(struct unmap *u)
     return pieces_whole(frag->core, u->begin);
 }
 
+/* The block at the volume's end was whole when the request came: it has grown since, and
+   somebody may have written behind the old end. */
+static bool
+frag_still_ends(struct unmap *u)
+{
+    struct volume_frag *frag = container_of(u, struct volume_frag, unmap);
+
+    return u->step_end * frag->pool->block_size <= frag->end ||
+           frag->core->size <= frag->end;
+}
+
 void
 unmap_step(struct volume_frag *frag)
 {
@@ -169,7 +199,7 @@ unmap_step(struct volume_frag *frag)
     frag->unmap.done = frag_unmapped;
     frag->unmap.dev_id = frag->core->dev_id;
     frag->unmap.purse = TM_DISCARD;
-    frag->unmap.still = frag->if_empty ? frag_still_empty : NULL;
+    frag->unmap.still = frag->if_empty ? frag_still_empty : frag_still_ends;
     frag->unmap.begin = pool_vblock(pool, frag->begin);
     frag->unmap.end = div_up_u64(frag->end, pool->block_size);
     unmap_start(pool, &frag->unmap);

@@ -265,6 +265,78 @@ one_start(void)
     volume_submit(vol, &one->io);
 }
 
+static struct volume_io tail_io, end_io;
+static struct iovec tail_iov;
+static unsigned nr_ended;
+
+static void
+one_ended(struct volume_io *io, int result)
+{
+    (void)io;
+    ck_assert_int_eq(result, 0);
+    nr_ended++;
+}
+
+/*
+ * What reaches the end of a volume takes its last block for whole. If the volume grows
+ * meanwhile, and somebody writes behind the old end, his bytes stay.
+ */
+START_TEST(a_block_that_its_volume_outgrows_is_not_unmapped)
+{
+    static uint8_t tail[4096];
+    uint64_t end = 2 * RIG_BLOCK + 16384;
+    enum volume_op op = _i % 2 ? VOLUME_DISCARD : VOLUME_WRITE_ZEROES;
+    char name[16];
+
+    memset(tail, 0x77, sizeof(tail));
+    for (unsigned i = 0; i < 25; i++)
+        for (unsigned k = 0; k < 6; k++) {
+            struct volume *volume;
+
+            snprintf(name, sizeof(name), "g%u.%u", i, k);
+            rig_create(name, end);
+            rig_fill(name, 0, end, 0x11);
+            volume = rig_open_volume(name);
+            nr_ended = 0;
+            end_io = (struct volume_io){.op = op, .len = end, .done = one_ended};
+            tail_iov = (struct iovec){tail, sizeof(tail)};
+            tail_io = (struct volume_io){.op = VOLUME_WRITE,
+                                         .offset = end + 4096,
+                                         .len = sizeof(tail),
+                                         .iov = &tail_iov,
+                                         .nr_iov = 1,
+                                         .done = one_ended};
+            rig_begin();
+            pool_volume_resize(rig.pool, name, 8 * RIG_BLOCK, false, RIG_DONE);
+            for (unsigned n = 0; n < i && volume_size(volume) == end; n++)
+                ck_assert(sim_loop_step(rig.loop));
+            if (volume_size(volume) == end) {
+                volume_submit(volume, &end_io);
+                while (volume_size(volume) == end)
+                    ck_assert(sim_loop_step(rig.loop));
+                for (unsigned n = 0; n < k; n++)
+                    (void)sim_loop_step(rig.loop);
+                volume_submit(volume, &tail_io);
+                while (nr_ended < 2)
+                    ck_assert(sim_loop_step(rig.loop));
+                if (!rig.told)
+                    (void)rig_wait();
+                volume_close(volume);
+                ck_assert_msg(rig_holds(name, end + 4096, sizeof(tail), 0x77),
+                              "after %u and %u steps", i, k);
+                ck_assert(op == VOLUME_DISCARD || rig_holds(name, 0, end, 0));
+                ck_assert(rig_holds(name, end, 4096, 0));
+            } else {
+                if (!rig.told)
+                    (void)rig_wait();
+                volume_close(volume);
+            }
+            rig_ok(pool_volume_delete(rig.pool, name, RIG_DONE));
+            rig_settle();
+        }
+}
+END_TEST
+
 START_TEST(writes_beside_discards_are_never_lost)
 {
     uint64_t least = VOL_BLOCKS;
@@ -319,6 +391,7 @@ main(void)
     tcase_add_test(tcase, nothing_is_noted_where_discards_are_off_or_nothing_is_mapped);
     tcase_add_test(tcase, a_snapshot_keeps_what_is_unmapped_piece_by_piece);
     tcase_add_test(tcase, memory_is_bounded);
+    tcase_add_loop_test(tcase, a_block_that_its_volume_outgrows_is_not_unmapped, 0, 2);
     tcase_add_test(tcase, writes_beside_discards_are_never_lost);
     suite_add_tcase(suite, tcase);
     runner = srunner_create(suite);
