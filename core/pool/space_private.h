@@ -65,6 +65,7 @@ struct space {
     bool drained; /* nothing is parked any more */
     struct thin_task wake_task;
     bool host_full; /* the file system below had no place the last time it was asked */
+    uint64_t host_tight_ns;        /* until then it is asked for a block at a time */
     bool extending, extend_failed; /* the data device, by itself */
     uint64_t extend_failed_ns;
     bool extending_metadata, extend_metadata_failed; /* likewise */

@@ -135,7 +135,12 @@ window_allocated(struct device_io *dio, int result)
         pool_data_end(pool, false, 0);
         return;
     }
-    if (result == -ENOSPC || result == -EDQUOT) {
+    if ((result == -ENOSPC || result == -EDQUOT) && w->nr > 1) {
+        /* It may have a place for what is written now, if not for all of the window. */
+        pool->space->host_tight_ns = loop_now_ns(pool->loop) + HOST_FULL_RETRY_NS;
+        waiters_run(w);
+        window_unlink(w);
+    } else if (result == -ENOSPC || result == -EDQUOT) {
         /* The file system is full before anything was promised. */
         log_debug("no place for new blocks on the file system pool=%s", pool->name);
         pool->space->host_full = true;
@@ -539,9 +544,11 @@ space_claim(struct volume_frag *frag, vblock_t v, unsigned wanted)
         }
         stretch = min_u64(max_u64(WINDOW_BYTES / pool->block_size, 1), WINDOW_BLOCKS_MAX);
         metadata_data_space(pool->md, &ms);
+        if (loop_now_ns(pool->loop) < sp->host_tight_ns)
+            taken = true;
         w->single = taken;
         if (taken) {
-            /* Its place was used before and given up since. */
+            /* Its place was used before and given up since; or there may be no more. */
             w->want_vbase = v;
             w->want_nr = 1;
         } else if (!near || ms.nr_free / 16 < stretch) {

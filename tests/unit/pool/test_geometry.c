@@ -294,6 +294,32 @@ START_TEST(a_full_file_system_is_out_of_data_space_before_the_write)
 }
 END_TEST
 
+/* A window is more than one write needs. */
+START_TEST(a_file_system_that_is_nearly_full_gives_its_last_blocks)
+{
+    struct pool_params params = make_devices(256 * 65536, 128);
+    static unsigned char buf[65536];
+    struct volume *vol;
+    struct pool_info info;
+
+    params.config.on_full = POOL_ERROR;
+    ck_ok(rig_open(&rig, &params));
+    ck_ok(rig_create(&rig, "vol", 16u << 20));
+    ck_ok(rig_volume(&rig, "vol", &vol));
+    ck_ok(rig_write(&rig, vol, 0, buf, sizeof(buf)));
+    /* The next one has a neighbour: many blocks are asked for, and are not there. */
+    device_fault_order(data, FAULT_FAIL, FAULT_OP(DEVICE_ALLOCATE), 1, 1, -ENOSPC, 0);
+    ck_ok(rig_write(&rig, vol, 40 * 65536, buf, sizeof(buf)));
+    ck_ok(rig_write(&rig, vol, 41 * 65536, buf, sizeof(buf)));
+    pool_get_info(rig.pool, &info);
+    ck_assert_int_eq(info.mode, POOL_WRITE);
+    device_fault_clear(data);
+    volume_close(vol);
+    ck_ok(rig_close(&rig, false));
+    sim_loop_destroy(rig.loop);
+}
+END_TEST
+
 START_TEST(writes_that_wait_for_a_full_file_system_go_on_when_it_has_room)
 {
     struct pool_params params = make_devices(256 * 65536, 128);
@@ -444,6 +470,7 @@ main(void)
     tcase_add_test(tcase, a_data_device_that_shrank_is_refused_with_both_sizes);
     tcase_add_test(tcase, a_device_without_a_pool_does_not_open);
     tcase_add_test(tcase, a_full_file_system_is_out_of_data_space_before_the_write);
+    tcase_add_test(tcase, a_file_system_that_is_nearly_full_gives_its_last_blocks);
     tcase_add_test(tcase, writes_that_wait_for_a_full_file_system_go_on_when_it_has_room);
     tcase_add_test(tcase, a_pool_grows_by_itself_up_to_its_limit);
     tcase_add_test(tcase, metadata_grows_by_itself);
