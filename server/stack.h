@@ -22,6 +22,11 @@
  * list is the pool's *height*; memory that requests share is kept free for those below
  * (payload.h).
  *
+ * A server in between that passes on bytes and no questions hides what stands behind it;
+ * nothing outside shows such a circle, since it need not be closed where one looks. There
+ * the limits in time hold: an open reads its catalogue, which waits for itself and ends with
+ * an error (tests/system/test-circle.sh), and what waits for an origin fails alone.
+ *
  * Who asks is known by his id from then on: he holds the volume as "pool:ID", so that no
  * other client and no second pool writes to it meanwhile. Main loop only.
  */

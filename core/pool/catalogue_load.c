@@ -292,13 +292,32 @@ take_run(struct thin_task *task)
         read_pages(load);
 }
 
+/*
+ * The first that is read of the data device. An export that does not answer may wait for
+ * this very pool, if it stands on it by way of a server that could not be asked.
+ */
+static void
+page_unread(struct catalogue_load *load, int result)
+{
+    const struct pool *pool = load->cat->pool;
+
+    if (strcmp(pool->data->ops->kind, "nbd") == 0)
+        thin_fail(
+            &load->err, result,
+            "read the catalogue: %s; see whether the server of the data device answers, "
+            "and that nothing behind it stands on this pool",
+            thin_strerror(result));
+    else
+        thin_fail_code(&load->err, result, "read the catalogue");
+}
+
 static void
 pages_read(struct catalogue_io *cio, int result)
 {
     struct catalogue_load *load = container_of(cio, struct catalogue_load, cio);
 
     if (result < 0) {
-        thin_fail_code(&load->err, result, "read the catalogue");
+        page_unread(load, result);
         finish(load, result, &load->err);
         return;
     }
@@ -374,7 +393,7 @@ head_read(struct catalogue_io *cio, int result)
     struct catalogue_page_header *head = &load->heads[load->area];
 
     if (result < 0) {
-        thin_fail_code(&load->err, result, "read the catalogue");
+        page_unread(load, result);
         finish(load, result, &load->err);
         return;
     }
