@@ -94,7 +94,17 @@ wait_until 30 "what was discarded does not come free" has_free tank $((28 << 20)
 thincli volume snapshot tank/safe s
 fill_mib tank/greedy 0 200 >/dev/null
 write_mib tank/safe 0 20 # all of it breaks sharing
-thincli volume delete tank/safe tank/s tank/bound tank/greedy
+# The format's own snapshot keeps what is discarded: that must have cover as well.
+must_fail 1 "need.*more bytes" thincli pool reserve-snap tank
+thincli volume delete tank/s tank/bound
+shell tank/greedy "h.trim(30 << 20, 0); h.flush()"
+wait_until 30 "what was given back does not come free" has_free tank $((20 << 20))
+thincli pool reserve-snap tank
+fill_mib tank/greedy 0 200 >/dev/null
+shell tank/safe "h.trim(20 << 20, 0); h.flush()"
+write_mib tank/safe 0 20
+thincli pool release-snap tank
+thincli volume delete tank/safe tank/greedy
 check_closed tank
 
 # ---- over-commit
