@@ -286,30 +286,127 @@ score_index(struct scan *scan, struct scan_age *score)
     return 0;
 }
 
+/*
+ * Blocks are handed out in rising order, round the device, and the index block last in each
+ * commit, but for the bitmaps. So of two states that follow one another, with index blocks
+ * A and B, all that is in use in the second only lies after A, up to B and few more. Where the next index block, in rising
+ * order and round the end, does not follow in this sense, it is of a lap before: the state
+ * it was compared with is the last one.
+ */
+struct lap {
+    struct scan *scan;
+    uint8_t *first, *before, *now; /* what is in use: a bit for each block */
+    mblock_t first_index, before_index, chosen;
+    struct scan_age before_age, best;
+    unsigned nr_ends;
+    bool any;
+};
+
+static void
+note_live(const struct scan *scan, uint8_t *bits)
+{
+    memset(bits, 0, scan->nr_blocks / 8 + 1);
+    for (mblock_t b = 0; b < scan->nr_blocks; b++)
+        bits[b / 8] |= (uint8_t)((scan->blocks[b].flags & SCAN_LIVE ? 1u : 0) << (b % 8));
+}
+
+static bool
+follows(const struct scan *scan, const uint8_t *before, mblock_t a, const uint8_t *now,
+        mblock_t b)
+{
+    uint64_t nr = scan->nr_blocks;
+    uint64_t reach = (b + nr - a) % nr + div_up_u64(nr, BITMAP_ENTRIES);
+
+    for (mblock_t byte = 0; byte <= nr / 8; byte++) {
+        unsigned fresh = now[byte] & ~(unsigned)before[byte];
+
+        for (mblock_t i = 8 * byte; fresh; i++, fresh >>= 1)
+            if ((fresh & 1u) && (i + nr - a) % nr > reach)
+                return false;
+    }
+    return true;
+}
+
+/* The state before is one after which the order breaks off. */
+static void
+note_end(struct lap *lap)
+{
+    if (!lap->nr_ends++ || scan_is_later(&lap->before_age, &lap->best)) {
+        lap->chosen = lap->before_index;
+        lap->best = lap->before_age;
+    }
+}
+
+/* With SCAN_LIVE of `index`, in rising order of these. */
+static int
+weigh_index(struct lap *lap, mblock_t index)
+{
+    struct scan_age age = {0};
+    uint8_t *swap;
+    int r = score_index(lap->scan, &age);
+
+    if (r < 0)
+        return r;
+    note_live(lap->scan, lap->now);
+    if (!lap->any) {
+        memcpy(lap->first, lap->now, lap->scan->nr_blocks / 8 + 1);
+        lap->first_index = index;
+    } else if (!follows(lap->scan, lap->before, lap->before_index, lap->now, index)) {
+        note_end(lap);
+    }
+    swap = lap->before;
+    lap->before = lap->now;
+    lap->now = swap;
+    lap->before_index = index;
+    lap->before_age = age;
+    lap->any = true;
+    return 0;
+}
+
+static int
+weigh_indexes(struct lap *lap)
+{
+    struct scan *scan = lap->scan;
+    uint64_t most = SCAN_WEIGHED_MAX / (scan->nr_blocks + 1);
+    int r = 0;
+
+    for (unsigned i = 0; i < scan->nr_indexes && i <= most && r >= 0; i++) {
+        bool good;
+
+        r = source_tick(scan->src, NULL, 0, 0);
+        if (r >= 0)
+            r = read_counts(scan, scan->indexes[i], false, &good);
+        if (r >= 0 && good)
+            r = weigh_index(lap, scan->indexes[i]);
+    }
+    if (r < 0 || !lap->any)
+        return r;
+    /* And round the end; an order that never breaks off has not come so far. */
+    if (!follows(scan, lap->before, lap->before_index, lap->first, lap->first_index) ||
+        !lap->nr_ends)
+        note_end(lap);
+    return 0;
+}
+
 static int
 choose_counts(struct scan *scan, mblock_t named)
 {
-    struct scan_age best = {0};
-    mblock_t chosen = 0;
+    size_t len = scan->nr_blocks / 8 + 1;
+    struct lap lap = {.scan = scan};
+    uint8_t *bits;
     int r = read_counts(scan, named, true, &scan->counts_known);
 
     if (r < 0 || scan->counts_known)
         return r;
-    for (unsigned i = 0; i < scan->nr_indexes; i++) {
-        struct scan_age score = {0};
-        bool good;
-
-        r = read_counts(scan, scan->indexes[i], false, &good);
-        if (r >= 0 && good)
-            r = score_index(scan, &score);
-        if (r < 0)
-            return r;
-        if (good && (!chosen || scan_is_later(&score, &best))) {
-            chosen = scan->indexes[i];
-            best = score;
-        }
-    }
-    return read_counts(scan, chosen, true, &scan->counts_known);
+    bits = malloc(3 * len);
+    if (!bits)
+        return -ENOMEM;
+    lap.first = bits;
+    lap.before = bits + len;
+    lap.now = bits + 2 * len;
+    r = weigh_indexes(&lap);
+    free(bits);
+    return r < 0 ? r : read_counts(scan, lap.chosen, true, &scan->counts_known);
 }
 
 int
@@ -322,7 +419,8 @@ scan_run(struct scan *scan, struct meta_source *src, mblock_t nr_blocks,
     scan->src = src;
     scan->nr_blocks = nr_blocks;
     scan->blocks = calloc(nr_blocks + 1, sizeof(*scan->blocks));
-    if (!scan->blocks)
+    scan->indexes = malloc(SCAN_INDEXES_MAX * sizeof(*scan->indexes));
+    if (!scan->blocks || !scan->indexes)
         return -ENOMEM;
     r = read_all(scan);
     if (r >= 0)
@@ -334,6 +432,7 @@ void
 scan_fini(struct scan *scan)
 {
     free(scan->blocks);
+    free(scan->indexes);
     memset(scan, 0, sizeof(*scan));
 }
 

@@ -31,8 +31,10 @@ struct scan_block {
     uint8_t flags;
 };
 
-#define SCAN_UNKNOWN     UINT64_MAX
-#define SCAN_INDEXES_MAX 64u /* index blocks that are weighed when none is named */
+#define SCAN_UNKNOWN UINT64_MAX
+/* Index blocks that are weighed when none is named; and blocks looked at for all of them. */
+#define SCAN_INDEXES_MAX 1024u
+#define SCAN_WEIGHED_MAX (1ull << 28)
 
 enum {
     SCAN_LIVE = 1,       /* the metadata space map says that it is in use */
@@ -46,14 +48,14 @@ struct scan {
     mblock_t nr_blocks;
     struct scan_block *blocks;
     bool counts_known; /* SCAN_LIVE means something: all bitmaps could be read */
-    mblock_t indexes[SCAN_INDEXES_MAX]; /* index blocks of any age */
+    mblock_t *indexes; /* index blocks of any age, in rising order */
     unsigned nr_indexes;
 };
 
 /*
  * `index_block`: of the metadata space map, or 0; if it cannot be used, that one of those
- * found is taken which knows the latest details, the latest mappings and the most good
- * nodes.
+ * found is taken at which the rising order of allocation ends; where that is not told, which
+ * knows the latest details, the latest mappings and the most good nodes.
  * -ENOMEM, -THIN_E_CANCELLED.
  */
 int scan_run(struct scan *scan, struct meta_source *src, mblock_t nr_blocks,
