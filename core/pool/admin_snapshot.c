@@ -319,7 +319,8 @@ rollback_apply(struct admin_job *job, struct thin_error *err)
     if (limits_prepare(job->pool) < 0)
         return thin_fail_code(err, -ENOMEM, "reserve");
     /* All that it maps will be shared, under its new number. */
-    r = limits_judge(job->pool, job->dev_id, job->reserve, true, err);
+    r = limits_judge_rollback(job->pool, job->dev_id, job->reserve,
+                              job->snaps[0].origin_id, err);
     return r < 0 ? r : snapshot_apply(job, err);
 }
 

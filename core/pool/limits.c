@@ -445,6 +445,20 @@ limits_judge_shared(struct pool *pool, const uint32_t *dev_ids, uint32_t nr,
 }
 
 int
+limits_judge_rollback(struct pool *pool, uint32_t dev_id, uint64_t bytes,
+                      uint32_t origin_id, struct thin_error *err)
+{
+    const struct reservation *res = find(pool, dev_id), *origin = find(pool, origin_id);
+    uint64_t total = pool->limits->committed;
+
+    if (!origin)
+        return limits_judge(pool, dev_id, bytes, true, err);
+    total += div_up_u64(bytes, pool->block_size) - (res ? share_of(res) : 0);
+    return judge_total(pool, total + more_if_shared(origin),
+                       "the reservations of the volume and of its snapshot need", err);
+}
+
+int
 limits_judge_held(struct pool *pool, struct thin_error *err)
 {
     const struct reservation *res;

@@ -47,6 +47,9 @@ int limits_judge(struct pool *pool, uint32_t dev_id, uint64_t bytes, bool all_sh
 /* What more the pool must promise if all that these volumes map becomes shared. */
 int limits_judge_shared(struct pool *pool, const uint32_t *dev_ids, uint32_t nr,
                         struct thin_error *err);
+/* Both at once: the volume's, made anew from a snapshot that may have one as well. */
+int limits_judge_rollback(struct pool *pool, uint32_t dev_id, uint64_t bytes,
+                          uint32_t origin_id, struct thin_error *err);
 /* The same for all that have a reservation. */
 int limits_judge_held(struct pool *pool, struct thin_error *err);
 /* Whether the volumes may have so many bytes more together (overcommit). -THIN_E_LIMIT. */

@@ -291,6 +291,31 @@ START_TEST(a_held_root_needs_the_reservation_again)
 }
 END_TEST
 
+START_TEST(a_roll_back_to_a_reserved_snapshot_needs_both)
+{
+    struct volume *vol;
+    int code;
+
+    create("vol", 100, 40, 0);
+    vol = rig_open_volume("vol");
+    ck_assert_uint_eq(fill_from(vol, 0, 40, &code), 40);
+    volume_close(vol);
+    rig_snap("vol", "snap");
+    vol = rig_open_volume("vol");
+    ck_assert_uint_eq(fill_from(vol, 0, 40, &code), 40);
+    volume_close(vol);
+    rig_ok(pool_volume_set(rig.pool, "snap", VOLUME_RESERVE, 40 * RIG_BLOCK, RIG_DONE));
+    vol = rig_open_volume("snap");
+    ck_assert_uint_eq(fill_from(vol, 0, 40, &code), 40);
+    volume_close(vol);
+    ck_assert_uint_eq(reserved(), 0);
+    /* 120 of 200 are taken: there is cover for one of them, not for both. */
+    rig_fails(pool_volume_rollback(rig.pool, "vol", "snap", RIG_DONE), NO_DATA_SPACE);
+    rig_ok(pool_volume_set(rig.pool, "snap", VOLUME_RESERVE, 0, RIG_DONE));
+    rig_settle();
+}
+END_TEST
+
 struct crowd {
     struct volume_io io;
     struct iovec iov;
@@ -504,6 +529,7 @@ main(void)
     tcase_add_test(tcase, what_is_reserved_is_known_after_an_open);
     tcase_add_test(tcase, a_discard_gives_the_promise_back);
     tcase_add_test(tcase, a_held_root_needs_the_reservation_again);
+    tcase_add_test(tcase, a_roll_back_to_a_reserved_snapshot_needs_both);
     tcase_add_test(tcase, a_volume_not_counted_yet_takes_nothing_from_another_s_promise);
     tcase_add_test(tcase, a_quota_is_its_volume_s_alone);
     tcase_add_test(tcase, over_commit_can_be_limited);
