@@ -10,7 +10,9 @@
 #include "server/online.h"
 #include "server/pools.h"
 
-/* ---- check: the text of `thinmeta check` ------------------------------------------------ */
+/* ---- check: what `thinmeta check` prints, with --json or not ----------------------------- */
+
+enum { FORMAT_TEXT, FORMAT_JSON };
 
 static int
 run_check(const struct online_work *work, struct meta_source *src, struct online_job *job,
@@ -23,13 +25,14 @@ run_check(const struct online_work *work, struct meta_source *src, struct online
     struct check_result res;
     int r = textbuf_init(&text, online_write, job);
 
-    (void)work;
     if (r < 0)
         return thin_fail_code(err, r, "check");
     report_init(&rep);
     r = check_run(src, &opts, &rep, &res, err);
     if (r >= 0)
-        r = check_text_write(&text, &form, &rep, &res);
+        r = work->format == FORMAT_JSON
+                ? check_json_write(&text, &rep, &res, !rep.nr_class[REPORT_DAMAGE])
+                : check_text_write(&text, &form, &rep, &res);
     textbuf_fini(&text);
     if (r >= 0 && rep.nr_class[REPORT_DAMAGE])
         r = thin_fail(err, -THIN_E_BAD_BLOCK, "the metadata has %" PRIu64 " fault%s",
@@ -43,9 +46,17 @@ run_check(const struct online_work *work, struct meta_source *src, struct online
 void
 ops_pool_check(struct request *rq, const struct op_object *object)
 {
-    const struct online_work work = {.run = run_check};
-    struct pool *pool = ops_find_pool(rq, object->pool);
+    const Thin__PoolCheck *m = ops_body(rq);
+    struct online_work work = {.run = run_check};
+    struct pool *pool;
 
+    if (strcmp(m->format, "json") == 0) {
+        work.format = FORMAT_JSON;
+    } else if (m->format[0] && strcmp(m->format, "text") != 0) {
+        ops_fail(rq, -THIN_E_INVALID, "a check is text or json, not %.32s", m->format);
+        return;
+    }
+    pool = ops_find_pool(rq, object->pool);
     if (pool)
         online_start(rq, pool, object->pool, &work);
 }

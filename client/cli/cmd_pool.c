@@ -653,9 +653,10 @@ pool_check(struct cli *cli)
     int r = cli_check_name(cli, cli->args[0]);
 
     body.name = lend(cli->args[0]);
+    body.format = lend(cli->json ? "json" : "text");
     request.body_case = THIN__REQUEST__BODY_POOL_CHECK;
     request.pool_check = &body;
-    return r ? r : cli_call_text(cli, &request, "check");
+    return r ? r : cli_call(cli, &request, cli_print_text, NULL);
 }
 
 static const struct cli_option dump_options[] = {

@@ -87,3 +87,77 @@ check_text_write(struct textbuf *t, const struct check_text *form,
         write_summary(t, form, rep, res);
     return textbuf_flush(t);
 }
+
+/* ---- for programs ----------------------------------------------------------------------- */
+
+static void
+write_string(struct textbuf *t, const char *s)
+{
+    textbuf_printf(t, "\"");
+    for (; *s; s++) {
+        if (*s == '"' || *s == '\\')
+            textbuf_printf(t, "\\%c", *s);
+        else if ((unsigned char)*s < 0x20)
+            textbuf_printf(t, "\\u%04x", (unsigned char)*s);
+        else
+            textbuf_printf(t, "%c", *s);
+    }
+    textbuf_printf(t, "\"");
+}
+
+int
+check_json_write(struct textbuf *t, const struct report *rep,
+                 const struct check_result *res, bool good)
+{
+    uint32_t catalogue;
+
+    textbuf_printf(t,
+                   "{\"good\": %s, \"damage\": %" PRIu64 ", \"leaks\": %" PRIu64
+                   ", \"notes\": %" PRIu64 ",\n",
+                   good ? "true" : "false", rep->nr_class[REPORT_DAMAGE],
+                   res->leaked_metadata + res->leaked_data, rep->nr_class[REPORT_NOTE]);
+    textbuf_printf(t,
+                   " \"needs_check\": %s, \"transaction_id\": %" PRIu64
+                   ", \"devices\": %" PRIu64 ", \"mappings\": %" PRIu64 ",\n",
+                   res->needs_check ? "true" : "false", res->trans_id, res->nr_devices,
+                   res->nr_mappings);
+    textbuf_printf(t,
+                   " \"metadata_blocks\": %" PRIu64 ", \"metadata_used\": %" PRIu64
+                   ", \"data_blocks\": %" PRIu64 ", \"data_used\": %" PRIu64 ",\n",
+                   res->metadata_blocks, res->metadata_used, res->data_blocks,
+                   res->data_used);
+    textbuf_printf(t,
+                   " \"leaked_metadata\": %" PRIu64 ", \"leaked_data\": %" PRIu64
+                   ", \"unreached_metadata\": %" PRIu64 ", \"unreached_data\": %" PRIu64
+                   ",\n",
+                   res->leaked_metadata, res->leaked_data, res->unreached_metadata,
+                   res->unreached_data);
+    if (owner_catalogue_device(&res->sb, &catalogue))
+        textbuf_printf(t, " \"catalogue_device\": %" PRIu32 ",\n", catalogue);
+    else
+        textbuf_printf(t, " \"catalogue_device\": null,\n");
+    textbuf_printf(t, " \"findings\": [");
+    for (size_t i = 0; i < rep->nr; i++) {
+        const struct finding *f = &rep->findings[i];
+
+        textbuf_printf(t,
+                       "%s\n  {\"class\": \"%s\", \"place\": \"%s\", \"block\": %" PRIu64
+                       ", \"text\": ",
+                       i ? "," : "", report_class_name(f->class),
+                       report_place_name(f->place), f->block);
+        write_string(t, f->text);
+        textbuf_printf(t, "}");
+    }
+    textbuf_printf(t, "],\n \"affected\": [");
+    for (size_t i = 0; i < rep->nr_affected; i++) {
+        const struct affected *a = &rep->affected[i];
+
+        textbuf_printf(t,
+                       "%s\n  {\"dev_id\": %" PRIu64 ", \"held\": %s, \"begin\": %" PRIu64
+                       ", \"last\": %" PRIu64 ", \"block\": %" PRIu64 "}",
+                       i ? "," : "", a->dev_id, a->held ? "true" : "false", a->begin,
+                       a->last, a->block);
+    }
+    textbuf_printf(t, "]}\n");
+    return textbuf_flush(t);
+}

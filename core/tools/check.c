@@ -13,9 +13,9 @@ struct check_args {
 };
 
 static int
-print_text(const struct tool *tool, const struct check_args *args,
-           const struct report *rep, const struct check_result *res,
-           struct thin_error *err)
+print_report(const struct tool *tool, const struct check_args *args,
+             const struct report *rep, const struct check_result *res, bool good,
+             struct thin_error *err)
 {
     const struct check_text form = {.catalogue = !tool->as_official,
                                     .metadata_snap = args->opts.metadata_snap,
@@ -28,56 +28,10 @@ print_text(const struct tool *tool, const struct check_args *args,
         r = textbuf_init(&text, tool_output_write, &out);
     if (r < 0)
         return r;
-    r = check_text_write(&text, &form, rep, res);
+    r = args->json ? check_json_write(&text, rep, res, good)
+                   : check_text_write(&text, &form, rep, res);
     textbuf_fini(&text);
     return r < 0 ? thin_fail_code(err, r, "write the report") : 0;
-}
-
-static void
-print_json(const struct report *rep, const struct check_result *res, bool good)
-{
-    uint32_t catalogue;
-
-    printf("{\"good\": %s, \"damage\": %" PRIu64 ", \"leaks\": %" PRIu64
-           ", \"notes\": %" PRIu64 ",\n",
-           good ? "true" : "false", rep->nr_class[REPORT_DAMAGE],
-           res->leaked_metadata + res->leaked_data, rep->nr_class[REPORT_NOTE]);
-    printf(" \"needs_check\": %s, \"transaction_id\": %" PRIu64 ", \"devices\": %" PRIu64
-           ", \"mappings\": %" PRIu64 ",\n",
-           res->needs_check ? "true" : "false", res->trans_id, res->nr_devices,
-           res->nr_mappings);
-    printf(" \"metadata_blocks\": %" PRIu64 ", \"metadata_used\": %" PRIu64
-           ", \"data_blocks\": %" PRIu64 ", \"data_used\": %" PRIu64 ",\n",
-           res->metadata_blocks, res->metadata_used, res->data_blocks, res->data_used);
-    printf(" \"leaked_metadata\": %" PRIu64 ", \"leaked_data\": %" PRIu64
-           ", \"unreached_metadata\": %" PRIu64 ", \"unreached_data\": %" PRIu64 ",\n",
-           res->leaked_metadata, res->leaked_data, res->unreached_metadata,
-           res->unreached_data);
-    if (owner_catalogue_device(&res->sb, &catalogue))
-        printf(" \"catalogue_device\": %" PRIu32 ",\n", catalogue);
-    else
-        printf(" \"catalogue_device\": null,\n");
-    printf(" \"findings\": [");
-    for (size_t i = 0; i < rep->nr; i++) {
-        const struct finding *f = &rep->findings[i];
-
-        printf("%s\n  {\"class\": \"%s\", \"place\": \"%s\", \"block\": %" PRIu64
-               ", \"text\": ",
-               i ? "," : "", report_class_name(f->class), report_place_name(f->place),
-               f->block);
-        tool_json_string(stdout, f->text);
-        printf("}");
-    }
-    printf("],\n \"affected\": [");
-    for (size_t i = 0; i < rep->nr_affected; i++) {
-        const struct affected *a = &rep->affected[i];
-
-        printf("%s\n  {\"dev_id\": %" PRIu64 ", \"held\": %s, \"begin\": %" PRIu64
-               ", \"last\": %" PRIu64 ", \"block\": %" PRIu64 "}",
-               i ? "," : "", a->dev_id, a->held ? "true" : "false", a->begin, a->last,
-               a->block);
-    }
-    printf("]}\n");
 }
 
 /* What decides the exit code: damage, and leaks where they count. */
@@ -139,11 +93,8 @@ check_source(const struct tool *tool, const struct check_args *args,
     tool_progress_end();
     if (r >= 0) {
         good = is_good(tool, args, &rep, &res);
-        if (args->json) {
-            print_json(&rep, &res, good);
-        } else if (!args->quiet) {
-            r = print_text(tool, args, &rep, &res, err);
-        }
+        if (args->json || !args->quiet)
+            r = print_report(tool, args, &rep, &res, good, err);
     }
     if (r >= 0)
         r = mend(args, src, &rep, &res, &good, err);

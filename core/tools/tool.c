@@ -346,18 +346,3 @@ tool_output_close(struct tool_output *out, struct thin_error *err)
         return thin_fail_code(err, -errno, "close %s", out->path);
     return 0;
 }
-
-void
-tool_json_string(FILE *f, const char *text)
-{
-    putc('"', f);
-    for (const unsigned char *p = (const unsigned char *)text; *p; p++) {
-        if (*p == '"' || *p == '\\')
-            fprintf(f, "\\%c", *p);
-        else if (*p < 0x20)
-            fprintf(f, "\\u%04x", *p);
-        else
-            putc(*p, f);
-    }
-    putc('"', f);
-}

@@ -123,7 +123,4 @@ int tool_output_told(const struct tool_output *out, int r, struct thin_error *er
 /* Reads the result of the last writes. */
 int tool_output_close(struct tool_output *out, struct thin_error *err);
 
-/* Writes text as a JSON string with its quotes. */
-void tool_json_string(FILE *f, const char *text);
-
 #endif

@@ -35,7 +35,7 @@ sleep 2 # what the clients left behind is committed
 thincli pool check tank >"$W/check.online"
 for f in xml human json; do thincli pool dump tank --format $f >"$W/dump.$f"; done
 thincli --json pool dump tank | python3 -m json.tool >/dev/null || fail "dump --json"
-thincli --json pool check tank | field "d['check']" | grep_q TRANSACTION_ID || fail "check --json"
+thincli --json pool check tank >"$W/check.json"
 thincli volume delta tank/snap tank/vol >"$W/delta.online"
 same "$(thincli --json volume delta tank/snap tank/vol | field "[(m['begin'], m['length']) for m in d['delta'] if m['kind'] == 'different']")" "[(65536, 65536)]"
 left=$(dev_id tank/snap) right=$(dev_id tank/vol)
@@ -45,6 +45,8 @@ must_fail 2 "json or human" thincli pool dump tank --format yaml
 cp "$W/tank.meta" "$W/copy.meta" # the same committed state
 thinmeta check "$W/copy.meta" >"$W/check.offline"
 cmp "$W/check.online" "$W/check.offline" || fail "the checks differ"
+thinmeta check --json "$W/copy.meta" | cmp - "$W/check.json" || fail "the checks differ in JSON"
+python3 -m json.tool "$W/check.json" >/dev/null || fail "check --json is no JSON"
 for f in xml human_readable json; do
 	thinmeta dump -f $f "$W/copy.meta" | cmp - "$W/dump.${f%_readable}" || fail "the $f dumps differ"
 done
@@ -189,6 +191,14 @@ if [ "$(thincli --json pool show tank | field "d['pools'][0]['state']")" = open 
 	thincli pool check tank >"$W/check.out" 2>"$W/check.err" && fail "damage is not told"
 	grep_q 'faults\? *$' "$W/check.err" || { cat "$W/check.err"; fail "words of damage"; }
 	grep_q 'checksum' "$W/check.out" || { cat "$W/check.out"; fail "the report of damage"; }
+	thincli --json pool check tank >"$W/check.json" 2>"$W/check.err" && fail "damage is not told"
+	python3 - "$W" <<-'END' || fail "the report of damage in JSON"
+		import json, sys
+		report, error = (json.load(open(f'{sys.argv[1]}/check.{f}')) for f in ('json', 'err'))
+		assert not report['good'] and report['damage'] > 0, report
+		assert any('checksum' in f['text'] for f in report['findings']), report
+		assert error['error']['code'] == 'BAD_BLOCK', error
+	END
 	thincli pool close tank || true
 fi
 stop_server
