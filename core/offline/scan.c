@@ -371,7 +371,7 @@ weigh_indexes(struct lap *lap)
     int r = 0;
 
     for (unsigned i = 0; i < scan->nr_indexes && i <= most && r >= 0; i++) {
-        bool good;
+        bool good = false;
 
         r = source_tick(scan->src, NULL, 0, 0);
         if (r >= 0)
