@@ -148,12 +148,48 @@ job_answer(struct admin_job *job, int result, const struct thin_error *err)
         done.fn(done.arg, result, &words);
 }
 
+/* What does not fit now waits for growth, if there is any to wait for. */
+static bool
+job_awaits_growth(struct admin_job *job, int result)
+{
+    struct admin *admin = job->pool->admin;
+
+    if (result != -THIN_E_NO_METADATA_SPACE || job->has_waited || job->doomed ||
+        job->bare || job->kind->makes_room || admin->stopping ||
+        !space_extend_metadata(job->pool))
+        return false;
+    THIN_ASSERT(admin->running == job);
+    admin->running = NULL;
+    admin->waiting = WAITS_FOR_NOTHING;
+    job->has_waited = true;
+    job->tries = 0;
+    catalogue_change_fini(&job->change);
+    TAILQ_INSERT_TAIL(&admin->growing, job, link);
+    admin->nr_queued++;
+    loop_defer(job->pool->loop, &admin->pump_task);
+    return true;
+}
+
+void
+admin_grown(struct pool *pool)
+{
+    struct admin *admin = pool->admin;
+
+    if (!admin || TAILQ_EMPTY(&admin->growing))
+        return;
+    TAILQ_CONCAT(&admin->growing, &admin->queue, link);
+    TAILQ_CONCAT(&admin->queue, &admin->growing, link);
+    loop_defer(pool->loop, &admin->pump_task);
+}
+
 /* Ends a job that is not kept; the next one may begin. */
 static void
 job_fail(struct admin_job *job, int result, const struct thin_error *err)
 {
     struct admin *admin = job->pool->admin;
 
+    if (job_awaits_growth(job, result))
+        return;
     THIN_ASSERT(admin->running == job);
     admin->running = NULL;
     admin->waiting = WAITS_FOR_NOTHING;
@@ -260,6 +296,8 @@ job_ran(struct metaop *op, int result, const struct thin_error *err)
         job_begin(job);
         return;
     }
+    if (job_awaits_growth(job, result))
+        return;
     if (result < 0) {
         pool_write_failed(job->pool, result, err);
         job_fail(job, result, err);
@@ -594,6 +632,7 @@ admin_open(struct pool *pool)
         return -ENOMEM;
     admin->pool = pool;
     TAILQ_INIT(&admin->queue);
+    TAILQ_INIT(&admin->growing);
     TAILQ_INIT(&admin->posted);
     admin->pump_task.run = pump_run;
     admin->refuse_task.run = refuse_run;
@@ -636,6 +675,7 @@ admin_stop(struct pool *pool, void (*done)(struct pool *pool))
     thin_fail(&err, -THIN_E_SHUTDOWN, "the pool is being closed");
     admin->stopping = true;
     admin->stopped = done;
+    TAILQ_CONCAT(&admin->queue, &admin->growing, link);
     while ((job = TAILQ_FIRST(&admin->queue))) {
         TAILQ_REMOVE(&admin->queue, job, link);
         admin->nr_queued--;

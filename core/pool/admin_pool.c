@@ -67,6 +67,7 @@ static const struct admin_kind grow_kind = {
     .purse = TM_RESERVE,
     .no_records = true,
     .degraded = true,
+    .makes_room = true,
     .apply = grow_apply,
     .applied = grow_applied,
 };

@@ -8,6 +8,9 @@
  *                                          └───────────────────────◄┘               │
  *    answered ◄─ durable ◄─ commit_join ◄─ after (quiesce) ◄─ memory follows ◄───────┘
  *
+ * One that finds no metadata space, where the device can grow, is queued again, once, when
+ * that has ended (admin_grown).
+ *
  * From plan to operation a job has the catalogue for itself; the next one begins when the
  * operation was kept, while this one waits to be durable. A page whose operation failed is
  * dead room again: the root in memory has not moved.
@@ -34,8 +37,9 @@ struct admin_kind {
     enum catalogue_growth growth;
     bool no_records;     /* touches no catalogue: no plan, no room */
     bool has_first_step; /* does more than it must, unless job->no_first_step */
-    bool bare;     /* possible without a catalogue, where there is no room for one */
-    bool degraded; /* also while the catalogue is damaged (with no_records) */
+    bool bare;       /* possible without a catalogue, where there is no room for one */
+    bool makes_room; /* growth itself: does not wait for it */
+    bool degraded;   /* also while the catalogue is damaged (with no_records) */
     /* Judges by what stands in memory and fills job->change; an empty change is no change,
        answered when all before it is durable. May be called again. */
     int (*plan)(struct admin_job *job, struct thin_error *err);
@@ -72,6 +76,7 @@ struct admin_job {
     bool bare;          /* without a catalogue: memory has followed already */
     bool compacted;     /* a checkpoint was made for its sake */
     bool no_first_step; /* of a delete: its tree makes trouble, or needs too much room */
+    bool has_waited;    /* for the metadata device to grow */
     bool doomed;        /* a roll-back came between */
     unsigned tries;
     uint32_t learned_time;
@@ -138,8 +143,9 @@ struct admin_refusal {
 struct admin {
     struct pool *pool;
     struct admin_job_list queue;
-    unsigned nr_queued;
-    struct admin_job *running; /* has the catalogue for itself */
+    struct admin_job_list growing; /* have no metadata space until the device has grown */
+    unsigned nr_queued;            /* in both */
+    struct admin_job *running;     /* has the catalogue for itself */
     enum admin_waiting waiting;
     bool checkpoint_written;      /* its end is to be made, before the next job */
     bool ending;                  /* it is being made */

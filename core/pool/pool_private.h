@@ -553,6 +553,8 @@ int admin_open(struct pool *pool);
 /* The pool closes: queued changes fail with -THIN_E_SHUTDOWN, the running one and
    background steps come to their end; then `done`, maybe at once. */
 void admin_stop(struct pool *pool, void (*done)(struct pool *pool));
+/* The metadata device has grown by itself, or could not: who waited for it tries again. */
+void admin_grown(struct pool *pool);
 /* A roll-back begins: what runs ends with -THIN_E_ROLLED_BACK (its metaops and commit
    waits do so by themselves); background work stops, the pool is read-only from here. */
 void admin_rolled_back(struct pool *pool);

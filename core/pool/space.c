@@ -459,6 +459,7 @@ extend_metadata_done(void *arg, int result, const struct thin_error *err)
     } else if (pool->mode == POOL_OUT_OF_METADATA_SPACE) {
         pool_set_mode(pool, POOL_WRITE, "", "%s", "");
     }
+    admin_grown(pool);
     loop_defer(pool->loop, &sp->wake_task);
     pool_check_idle(pool);
 }

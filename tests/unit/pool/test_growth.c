@@ -219,6 +219,125 @@ START_TEST(a_pool_with_too_small_metadata_is_grown)
 }
 END_TEST
 
+/* ---- growth by itself ------------------------------------------------------------------- */
+
+#define BURST 40u
+
+static struct pool_config
+config_now(void)
+{
+    struct pool_info info;
+
+    pool_get_info(rig.pool, &info);
+    return info.config;
+}
+
+static void
+let_grow(bool on)
+{
+    struct pool_config config = config_now();
+
+    config.extend_metadata = on;
+    pool_set_config(rig.pool, &config);
+}
+
+/* Volumes until there is no metadata left for one more. */
+static void
+fill_metadata_with_volumes(void)
+{
+    char name[32];
+    int r = 0;
+
+    for (unsigned i = 0; r == 0; i++) {
+        ck_assert_uint_lt(i, 20000);
+        snprintf(name, sizeof(name), "filler%u", i);
+        r = rig_create(&rig, name, BLOCK);
+    }
+    ck_code(r, NO_METADATA_SPACE);
+}
+
+static struct burst {
+    unsigned nr_told, nr_good, order[BURST];
+} burst;
+
+static void
+burst_done(void *arg, int result, const struct thin_error *err)
+{
+    const unsigned *i = arg;
+
+    (void)err;
+    burst.order[burst.nr_told++] = *i;
+    burst.nr_good += result == 0;
+}
+
+START_TEST(changes_that_do_not_fit_wait_for_growth)
+{
+    static unsigned numbers[BURST];
+    struct pool_info info;
+
+    open_pool(48);
+    fill_metadata_with_volumes();
+    pool_get_info(rig.pool, &info);
+    ck_assert_uint_eq(info.metadata_size, 48 * 4096);
+    let_grow(true);
+    memset(&burst, 0, sizeof(burst));
+    for (unsigned i = 0; i < BURST; i++) {
+        char name[32];
+
+        numbers[i] = i;
+        snprintf(name, sizeof(name), "burst%u", i);
+        pool_volume_create(rig.pool, &(struct volume_spec){.name = name, .size = BLOCK},
+                           (struct pool_done){burst_done, &numbers[i]});
+    }
+    while (burst.nr_told < BURST)
+        ck_assert(sim_loop_step(rig.loop));
+    ck_assert_uint_eq(burst.nr_good, BURST);
+    for (unsigned i = 0; i < BURST; i++)
+        ck_assert_uint_eq(burst.order[i], i);
+    pool_get_info(rig.pool, &info);
+    ck_assert_uint_gt(info.metadata_size, 48 * 4096);
+    ck_assert_int_eq(info.mode, POOL_WRITE);
+    close_pool();
+}
+END_TEST
+
+/* A device that cannot grow: refused, and once more when it is asked again. */
+START_TEST(without_growth_they_are_refused)
+{
+    open_pool(48);
+    fill_metadata_with_volumes();
+    meta->limits.grows = false;
+    let_grow(true);
+    ck_code(rig_create(&rig, "one", BLOCK), NO_METADATA_SPACE);
+    ck_code(rig_create(&rig, "two", BLOCK), NO_METADATA_SPACE);
+    ck_ok(rig_delete(&rig, "filler0"));
+    close_pool();
+}
+END_TEST
+
+/* The pool is closed while one waits: it is answered, and nothing is lost. */
+START_TEST(a_close_ends_the_wait)
+{
+    static unsigned number;
+
+    for (unsigned steps = 0; steps < 60; steps++) {
+        open_pool(48);
+        fill_metadata_with_volumes();
+        let_grow(true);
+        memset(&burst, 0, sizeof(burst));
+        pool_volume_create(rig.pool, &(struct volume_spec){.name = "late", .size = BLOCK},
+                           (struct pool_done){burst_done, &number});
+        for (unsigned i = 0; i < steps; i++)
+            sim_loop_step(rig.loop);
+        volume_close(vol);
+        ck_ok(rig_close(&rig, true));
+        ck_assert_uint_eq(burst.nr_told, 1);
+        sim_loop_run_until_idle(rig.loop, 0);
+        sim_loop_destroy(rig.loop);
+    }
+}
+END_TEST
+
 int
 main(void)
 {
@@ -233,6 +352,9 @@ main(void)
     tcase_add_test(tcase, metadata_beyond_the_format_s_limit_is_refused);
     tcase_add_test(tcase, data_beyond_the_format_s_limit_is_refused);
     tcase_add_test(tcase, a_pool_with_too_small_metadata_is_grown);
+    tcase_add_test(tcase, changes_that_do_not_fit_wait_for_growth);
+    tcase_add_test(tcase, without_growth_they_are_refused);
+    tcase_add_test(tcase, a_close_ends_the_wait);
     suite_add_tcase(suite, tcase);
     runner = srunner_create(suite);
     srunner_run_all(runner, CK_ENV);
