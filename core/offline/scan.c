@@ -419,7 +419,7 @@ scan_run(struct scan *scan, struct meta_source *src, mblock_t nr_blocks,
     scan->src = src;
     scan->nr_blocks = nr_blocks;
     scan->blocks = calloc(nr_blocks + 1, sizeof(*scan->blocks));
-    scan->indexes = malloc(SCAN_INDEXES_MAX * sizeof(*scan->indexes));
+    scan->indexes = calloc(SCAN_INDEXES_MAX, sizeof(*scan->indexes));
     if (!scan->blocks || !scan->indexes)
         return -ENOMEM;
     r = read_all(scan);
