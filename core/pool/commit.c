@@ -455,8 +455,10 @@ commit_cut(struct pool *pool)
     /* All data that the cut's mappings stand for had completed before they were made. */
     if (!seeded_bug(SEEDED_MISSING_FLUSH))
         flush_want(pool, c->cut_seq);
-    if (seeded_bug(SEEDED_PASSDOWN_EARLY))
+    if (seeded_bug(SEEDED_PASSDOWN_EARLY)) {
         metadata_durable(pool->md, c->cut_txn, space_freed, pool);
+        space_after_commit(pool);
+    }
 }
 
 static void

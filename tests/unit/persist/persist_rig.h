@@ -253,7 +253,7 @@ rig_fetch_wait(struct rig *rig, struct rig_fetch *f)
 static inline void
 rig_drop_clean(struct rig *rig)
 {
-    for (uint32_t i = 0; i < rig->bm->nr_frames; i++) {
+    for (uint32_t i = 0; i < rig->bm->nr_begun; i++) {
         struct bm_block *f = &rig->bm->frames[i];
 
         if (f->hashed && f->state == FRAME_LOADED && !f->pins)
