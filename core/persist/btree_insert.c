@@ -188,7 +188,7 @@ make_room(const struct btree *t, struct bm_block *parent, uint32_t i,
 {
     uint32_t nr = node_nr_entries(bm_data(parent));
     bool shared = false;
-    enum sibling how;
+    enum sibling how = SIBLING_SHARED;
     int r;
 
     for (int step = -1; step <= 1; step += 2) {
