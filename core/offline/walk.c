@@ -553,7 +553,8 @@ sort_list(const struct walk *w, const struct worklist *list, size_t *ret_nr)
 static void
 meet_known(struct walk *w)
 {
-    for (struct walk_known *k = w->known; k < w->known + w->nr_known; k++) {
+    for (size_t i = 0; i < w->nr_known; i++) {
+        struct walk_known *k = &w->known[i];
         struct walk_node *node = walk_find(w, k->block);
 
         if (!node || node->tree != WALK_MAPPING || node->height)
