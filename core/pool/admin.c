@@ -579,6 +579,19 @@ checkpoint_started(struct admin *admin)
 
 /* ---- the queue ------------------------------------------------------------------------------------------- */
 
+/* The next in order; while some wait for growth, only what makes it: changes stay in the
+   order in which they were asked for. */
+static struct admin_job *
+next_job(struct admin *admin)
+{
+    struct admin_job *job;
+
+    TAILQ_FOREACH(job, &admin->queue, link)
+        if (TAILQ_EMPTY(&admin->growing) || job->kind->makes_room)
+            break;
+    return job;
+}
+
 static void
 pump_run(struct thin_task *task)
 {
@@ -604,7 +617,7 @@ pump(struct admin *admin)
     }
     if (admin->running)
         return;
-    job = TAILQ_FIRST(&admin->queue);
+    job = next_job(admin);
     if (!job) {
         if (!admin->stopping && catalogue_wants_checkpoint(cat) &&
             pool_may_change(admin->pool, NULL) == 0)

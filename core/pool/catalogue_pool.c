@@ -125,6 +125,12 @@ catalogue_open(struct pool *pool,
     catalogue_checkpoint_start(cat);
 }
 
+const char *
+catalogue_damage(const struct pool *pool)
+{
+    return pool->catalogue->damage;
+}
+
 static void
 reloaded(void *arg, int result, const struct thin_error *err)
 {

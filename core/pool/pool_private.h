@@ -530,6 +530,8 @@ uint64_t catalogue_incarnation(const struct pool *pool);
 void catalogue_uuid(const struct pool *pool, uint8_t ret_uuid[16]); /* it has one */
 /* Added to the numbers of transactions they rise over all openings of the pool. */
 uint64_t catalogue_change_base(const struct pool *pool);
+/* Why not all of it could be read; "" if it could. */
+const char *catalogue_damage(const struct pool *pool);
 /*
  * The clean mark. Durable, it says that nothing acknowledged can have been lost: so it is
  * set by the commit that closes the pool, and taken back, durably, before a volume is

@@ -403,8 +403,16 @@ opening_prepare(struct opening *o)
     if (pool->mode == POOL_FAIL || pool->rolling_back)
         return thin_fail(&o->err, -THIN_E_FAILED, "the pool cannot be read now: %s",
                          pool->why);
-    if (!catalogue_find(pool, o->name, &cv))
-        return thin_fail(&o->err, -THIN_E_NOT_FOUND, "no volume of that name");
+    if (!catalogue_find(pool, o->name, &cv)) {
+        const char *damage = catalogue_damage(pool);
+
+        return damage[0]
+                   ? thin_fail(&o->err, -THIN_E_CATALOGUE,
+                               "no volume of that name can be found: the "
+                               "catalogue cannot be read: %.300s",
+                               damage)
+                   : thin_fail(&o->err, -THIN_E_NOT_FOUND, "no volume of that name");
+    }
     if (cv.read_only && !o->read_only)
         return thin_fail(&o->err, -THIN_E_READ_ONLY, "the volume is read-only");
     o->volume = volume = calloc(1, sizeof(*volume));
