@@ -328,9 +328,7 @@ mapping_leaf(void *arg, struct walk_node *node, const uint8_t *data)
     const uint8_t *values = node_value(data, 0);
     uint32_t time = c->res->sb.time;
     bool told = false;
-    /* Neighbours are mapped to neighbours: the chunk of counts is looked up rarely. */
-    struct count_chunk *chunk = NULL;
-    uint64_t begin = 0;
+    struct counts_near near = {0};
 
     c->res->nr_mappings += nr;
     for (uint32_t i = 0; i < nr; i++) {
@@ -345,14 +343,7 @@ mapping_leaf(void *arg, struct walk_node *node, const uint8_t *data)
             told = true;
             continue;
         }
-        if (!chunk || b - begin >= BITMAP_ENTRIES) {
-            begin = b - b % BITMAP_ENTRIES;
-            chunk = counts_touch(&c->res->data, b / BITMAP_ENTRIES);
-            if (!chunk)
-                return -ENOMEM;
-        }
-        if (__builtin_expect(++chunk->low[b - begin] == 0, 0) &&
-            counts_carry(chunk, (uint32_t)(b - begin)) < 0)
+        if (counts_inc_near(&c->res->data, &near, b) < 0)
             return -ENOMEM;
     }
     return 0;

@@ -93,20 +93,12 @@ find_used(struct meta_source *src, mblock_t index_block, uint8_t *bits,
 static int
 count(struct check *c, const uint8_t *values, uint32_t nr)
 {
-    struct count_chunk *chunk = NULL;
-    uint64_t begin = 0;
+    struct counts_near near = {0};
 
     for (uint32_t i = 0; i < nr; i++) {
         dblock_t b = mapping_block(load_le64(values + 8 * (size_t)i));
 
-        if (!chunk || b - begin >= BITMAP_ENTRIES) {
-            begin = b - b % BITMAP_ENTRIES;
-            chunk = counts_touch(&c->res->data, b / BITMAP_ENTRIES);
-            if (!chunk)
-                return -ENOMEM;
-        }
-        if (__builtin_expect(++chunk->low[b - begin] == 0, 0) &&
-            counts_carry(chunk, (uint32_t)(b - begin)) < 0)
+        if (counts_inc_near(&c->res->data, &near, b) < 0)
             return -ENOMEM;
     }
     return 0;

@@ -55,6 +55,28 @@ counts_inc(struct counts *c, uint64_t b)
     return 0;
 }
 
+/* The chunk that was counted in last: neighbours are mapped to neighbours, so it is looked
+   up rarely. Zeroed to begin with. */
+struct counts_near {
+    struct count_chunk *chunk;
+    uint64_t begin;
+};
+
+/* As counts_inc. */
+static inline int
+counts_inc_near(struct counts *c, struct counts_near *near, uint64_t b)
+{
+    if (!near->chunk || b - near->begin >= BITMAP_ENTRIES) {
+        near->begin = b - b % BITMAP_ENTRIES;
+        near->chunk = counts_touch(c, b / BITMAP_ENTRIES);
+        if (!near->chunk)
+            return -ENOMEM;
+    }
+    if (__builtin_expect(++near->chunk->low[b - near->begin] == 0, 0))
+        return counts_carry(near->chunk, (uint32_t)(b - near->begin));
+    return 0;
+}
+
 /* Takes one from block b, whose count is not 0. */
 void counts_dec(struct counts *c, uint64_t b);
 
